@@ -1,0 +1,40 @@
+"""Distributed sharpness-aware training of sharded tensor networks, with the norm deviation of their cores."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Resolved on first use, so that `distsam --help` imports no torch.
+_PUBLIC = {
+    "NetworkSpec": "distsam.tensornet",
+    "TensorNetwork": "distsam.tensornet",
+    "CoreNetwork": "distsam.tensornet",
+    "core_networks": "distsam.tensornet",
+    "cp": "distsam.tensornet",
+    "tucker": "distsam.tensornet",
+    "tt": "distsam.tensornet",
+    "tr": "distsam.tensornet",
+    "einsum_network": "distsam.tensornet",
+    "ShardPlan": "distsam.sharding",
+    "shard": "distsam.sharding",
+    "norm_deviation": "distsam.balance",
+    "BalanceCoordinator": "distsam.balance",
+    "SAM": "distsam.optim",
+    "DAS": "distsam.optim",
+    "BAR": "distsam.optim",
+    "InputError": "distsam.errors",
+    "TrainingDiverged": "distsam.errors",
+}
+
+__all__ = ["__version__", *sorted(_PUBLIC)]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'distsam' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__
