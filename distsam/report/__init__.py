@@ -1,0 +1,1 @@
+"""What happened in these runs? Reads run folders only."""

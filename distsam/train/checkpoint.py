@@ -1,0 +1,138 @@
+"""Checkpoints: written beside the training, published by one rename, the last few kept."""
+
+import json
+import os
+import shutil
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+
+from distsam.train.checkpoint_reader import load_tensors
+
+FACTS = "state.json"
+_UNFINISHED = ".tmp"
+
+
+class Checkpointer:
+    """Saves and loads the checkpoints of one run; every rank holds one and makes the same calls.
+
+    A checkpoint is written into `step-XXXXXXXX.tmp` and renamed once every rank's files are on the disk,
+    so that a folder without `.tmp` is whole.
+
+    Args:
+        folder: folder of the checkpoints.
+        keep: how many are kept, the newest ones.
+        rank: of this process; 0 renames and removes.
+
+    Collectives: opens a gloo group of its own, because saving talks while training talks.
+    """
+
+    def __init__(self, folder: Path, keep: int, rank: int) -> None:
+        self.folder = folder
+        self.keep = keep
+        self.rank = rank
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._pending: tuple[int, Future[Any], dict[str, Any]] | None = None
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for leftover in folder.glob(f"step-*{_UNFINISHED}"):
+                shutil.rmtree(leftover)
+
+    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Copy `tensors` to host memory and write them in the background, after the save before has ended.
+
+        Args:
+            step: the last step that is in the weights.
+            tensors: name -> tensor or DTensor, the same names on every rank.
+            facts: what else a resume needs to know; kept as JSON.
+
+        Collectives: object gathers over the own group, in a thread; every rank calls.
+        """
+        self.wait()
+        _expect_known_warnings()
+        writer = dcp.FileSystemWriter(self._path(step).with_name(self._path(step).name + _UNFINISHED))
+        future = dcp.async_save(
+            tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
+        )
+        assert isinstance(future, Future)
+        self._pending = (step, future, {"step": step, **facts})
+
+    def poll(self) -> None:
+        """Publish the save under way if it is done; never waits for it."""
+        if self._pending is not None and self._pending[1].done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the save under way and publish it.
+
+        Raises:
+            RuntimeError: it could not be written; the checkpoints before it are untouched.
+        """
+        if self._pending is None:
+            return
+        step, future, facts = self._pending
+        self._pending = None
+        try:
+            future.result()
+        except CheckpointException as failure:
+            causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in failure.failures.items())
+            raise RuntimeError(f"the checkpoint of step {step} could not be written: {causes}") from failure
+        if self.rank == 0:
+            self._publish(step, facts)
+
+    def load(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        """Fill `tensors` in place from the checkpoint `path`, whatever the world size that wrote it.
+
+        Collectives: object gathers over the own group; every rank calls.
+        """
+        load_tensors(path, tensors, self._group)
+
+    def _publish(self, step: int, facts: dict[str, Any]) -> None:
+        path = self._path(step)
+        part = path.with_name(path.name + _UNFINISHED)
+        with (part / FACTS).open("w", encoding="utf-8") as stream:
+            json.dump(facts, stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        _sync_folder(part)
+        if path.exists():
+            _remove(path)
+        part.rename(path)
+        _sync_folder(self.folder)
+        for old in finished_checkpoints(self.folder)[: -self.keep]:
+            _remove(old)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+
+def finished_checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints in `folder`, oldest first; one that was cut short is not among them."""
+    found = [p for p in folder.glob("step-*") if p.suffix != _UNFINISHED]
+    return sorted(p for p in found if (p / ".metadata").is_file() and (p / FACTS).is_file())
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: were the process killed half way, a part would be left that looks whole.
+    doomed = path.with_name(path.name + _UNFINISHED)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _expect_known_warnings() -> None:
+    # One process without a group is what we mean, and the saving thread cannot hold a filter of its own.
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

@@ -1,0 +1,81 @@
+"""From a YAML file and `key=value` overrides to a checked Config, and back to YAML."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from distsam.errors import InputError
+from distsam.train.config import Config, validate
+from distsam.train.config_checks import check_fit
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of `path` with `overrides` (`section.key=value`, YAML values, the last one wins) applied.
+
+    Raises:
+        InputError: no such file, no YAML, unknown key, wrong type or range, keys that do not fit together.
+    """
+    merged = _read(Path(path))
+    for override in overrides:
+        merged = _merge(merged, override)
+    raw = _resolved(merged, Path(path))
+    raw = {section: {} if content is None else content for section, content in raw.items()}
+    config = validate(raw)
+    if not config.run.dir:
+        run = config.run.model_copy(update={"dir": f"runs/{Path(path).stem}"})
+        config = config.model_copy(update={"run": run})
+    check_fit(config)
+    return config
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain content of a config file, interpolations resolved, nothing checked."""
+    return _resolved(_read(path), path)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config, every key written out."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def _read(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such config file") from None
+    except IsADirectoryError:
+        raise InputError(f"{path}: is a folder; give a YAML file") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
+    if not isinstance(loaded, DictConfig):
+        raise InputError(f"{path}: must be a mapping of sections (data, network, train, ...), not a list")
+    return loaded
+
+
+def _merge(config: DictConfig, override: str) -> DictConfig:
+    key, equals, value = override.partition("=")
+    if not equals or not key.strip():
+        raise InputError(f"{override}: is no override; write section.key=value, such as optim.lr=1e-3")
+    try:
+        merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
+        raise InputError(f"{key}: {value!r} cannot be read: {_one_line(error)}") from None
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _resolved(config: DictConfig, path: Path) -> dict[str, Any]:
+    try:
+        raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        key = getattr(error, "full_key", None) or path
+        raise InputError(f"{key}: cannot be resolved: {_one_line(error)}") from None
+    return {str(key): value for key, value in raw.items()}  # type: ignore[union-attr]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(line.strip() for line in str(error).splitlines()[:4] if line.strip())
