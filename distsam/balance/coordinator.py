@@ -1,0 +1,230 @@
+"""The coordinator: turns the vectors that the step measured anyway into the numbers that people watch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distsam.balance.dynamics import (
+    covariance,
+    deviation_rate,
+    max_over_min,
+    norm_deviation,
+    relative_deviation,
+)
+from distsam.balance.meter import FirstPass, Meter, SecondPass
+from distsam.sharding.collectives import rank
+from distsam.tensornet import CoreNetwork, core_networks
+
+Snapshot = dict[str, float | int | None]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One finished step, as device tensors. N cores of all networks.
+
+    Attributes:
+        step: how many steps were done with this one.
+        first, second: its passes; second is None for one-pass methods.
+        radius: (N,) float64 rho u_k of each core; None without a perturbation.
+        growth: (N,) float64 relative change of each core by a rescale, divided by the learning rate; or None.
+        rates: (N,) learning rate of each core's parameter group.
+        num_skipped: skipped steps so far.
+    """
+
+    step: int
+    first: FirstPass
+    second: SecondPass | None
+    radius: Tensor | None
+    growth: Tensor | None
+    rates: tuple[float, ...]
+    num_skipped: int
+
+
+class Measured(Protocol):
+    """What the coordinator needs of an optimizer of distsam."""
+
+    def attach(self, coordinator: "BalanceCoordinator") -> None:
+        """Report every pass and step to `coordinator`."""
+
+
+class BalanceCoordinator:
+    """Publishes the balance of every network of a model, at log cadence and without stalling the step.
+
+    Args:
+        model: its networks are found by `core_networks`; call after `shard`.
+        optimizer: an optimizer of distsam that reports its steps here; without one only `snapshot` works.
+        every: log cadence in steps: steps 1, every, 2 every, ... are published.
+
+    The numbers of step t are published when the first pass of step t + 1 has brought the core norms that step t
+    left; so they cost no collective of their own.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Measured | None = None, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: the log cadence is at least 1 step")
+        self.networks: list[CoreNetwork] = core_networks(model)
+        self.every = every
+        self._meter = Meter(list(model.parameters()), self.networks)
+        self._last: StepRecord | None = None
+        self._pending: list[tuple[int, Callable[[], Snapshot | None]]] = []
+        if optimizer is not None:
+            optimizer.attach(self)
+
+    def is_due(self, step: int) -> bool:
+        """True if the numbers of `step` are to be published."""
+        return step == 1 or step % self.every == 0
+
+    def wants_norms(self, step: int) -> bool:
+        """True if the first pass of `step` must measure the core norms: for itself, or for the step before."""
+        return self.is_due(step) or self.is_due(step - 1)
+
+    def on_first_pass(self, first: FirstPass) -> None:
+        """A new step has begun: its core norms are those that the last step left."""
+        last = self._last
+        if last is not None and self.is_due(last.step) and first.core_norms_sq is not None and rank() == 0:
+            self._pending.append((last.step, _copy_to_host(last, first.core_norms_sq, self.networks)))
+        self._last = None
+
+    def on_step(self, record: StepRecord) -> None:
+        """A step has ended."""
+        self._last = record
+
+    def poll(self) -> list[tuple[int, Snapshot]]:
+        """What has become available since the last call, oldest first: (step, numbers); waits for nothing.
+
+        Empty on every rank but 0.
+        """
+        ready: list[tuple[int, Snapshot]] = []
+        while self._pending:
+            step, fetch = self._pending[0]
+            snapshot = fetch()
+            if snapshot is None:
+                break
+            ready.append((step, snapshot))
+            self._pending.pop(0)
+        return ready
+
+    def flush(self) -> list[tuple[int, Snapshot]]:
+        """All that is outstanding, the last step included; for the end of a run.
+
+        Collectives: one all_reduce(sum) of N float64; every rank calls it.
+        """
+        if self._meter.device.type == "cuda":
+            torch.cuda.synchronize(self._meter.device)
+        ready = self.poll()
+        if self._last is not None and self.is_due(self._last.step):
+            ready.append((self._last.step, self.snapshot()))
+            self._last = None
+        return ready if rank() == 0 else []
+
+    def snapshot(self) -> Snapshot:
+        """The balance now, and the rates of the last step, the same on every rank.
+
+        Returns:
+            "balance/<network>/<metric>" with norm_deviation (parameter unit^4), covariance (of s and gamma),
+            relative_deviation, max_over_min, predicted_rate, predicted_rate_exact, measured_rate (parameter
+            unit^4 per learning rate x step), "balance/<network>/core_norm_sq/<i>", "sam/grad_norm",
+            "sam/loss_gap", "sam/skipped", "train/loss". None where a number does not exist: ratios with a zero
+            core, rates before the first step, the loss gap of a one-pass method.
+
+        Collectives: one all_reduce(sum) of N float64; every rank calls it.
+        """
+        norms_sq = self._meter.core_norms_sq()
+        if self._last is not None:
+            return _assemble(_host_record(self._last), norms_sq.cpu(), self.networks)
+        numbers: Snapshot = {}
+        for network, cores in _by_network(self.networks):
+            numbers.update(_balance(network.name, norms_sq.cpu()[cores]))
+        return numbers
+
+
+def _copy_to_host(
+    record: StepRecord, norms_after: Tensor, networks: list[CoreNetwork]
+) -> Callable[[], Snapshot | None]:
+    """Start copying; the returned function gives the numbers once they have arrived, None before."""
+    host = _host_record(record, non_blocking=True)
+    after = norms_after.to("cpu", non_blocking=True)
+    event = None
+    if norms_after.is_cuda:
+        event = torch.cuda.Event()
+        event.record()
+    return lambda: None if event is not None and not event.query() else _assemble(host, after, networks)
+
+
+def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, Any]:
+    first, second = record.first, record.second
+    on_device = {
+        "before": first.core_norms_sq,
+        "gamma": first.gamma,
+        "grad_norm_sq": first.grad_norm_sq,
+        "loss": first.loss,
+        "loss_perturbed": None if second is None else second.loss,
+        "ascent": None if second is None else second.ascent,
+        "radius": record.radius,
+        "growth": record.growth,
+    }
+    copied: dict[str, Any] = {
+        name: None if value is None else value.to("cpu", non_blocking=non_blocking) for name, value in on_device.items()
+    }
+    return {**copied, "rates": record.rates, "num_skipped": record.num_skipped}
+
+
+def _assemble(host: dict[str, Any], after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
+    loss, perturbed = host["loss"], host["loss_perturbed"]
+    numbers: Snapshot = {
+        "train/loss": _number(loss),
+        "sam/grad_norm": _number(host["grad_norm_sq"].sqrt()),
+        "sam/loss_gap": None if loss is None or perturbed is None else _number(perturbed - loss),
+        "sam/skipped": host["num_skipped"],
+    }
+    for network, cores in _by_network(networks):
+        numbers.update(_balance(network.name, after[cores]))
+        if host["before"] is not None:
+            numbers.update(_rates(network.name, host, after[cores], cores))
+    return numbers
+
+
+def _balance(name: str, s: Tensor) -> Snapshot:
+    prefix = f"balance/{name}"
+    is_whole = bool((s > 0).all())
+    return {
+        f"{prefix}/norm_deviation": _number(norm_deviation(s)),
+        f"{prefix}/relative_deviation": _number(relative_deviation(s)) if is_whole else None,
+        f"{prefix}/max_over_min": _number(max_over_min(s)) if is_whole else None,
+        **{f"{prefix}/core_norm_sq/{i}": _number(value) for i, value in enumerate(s)},
+    }
+
+
+def _rates(name: str, host: dict[str, Any], after: Tensor, cores: slice) -> Snapshot:
+    s, gamma = host["before"][cores], host["gamma"][cores]
+    rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
+    first_order, exact = rescale.clone(), rescale.clone()
+    if host["radius"] is not None:
+        first_order += host["radius"][cores] * gamma
+        exact += host["ascent"][cores]
+    rate = host["rates"][cores.start]
+    measured = (norm_deviation(after) - norm_deviation(s)) / rate if rate else None
+    return {
+        f"balance/{name}/covariance": _number(covariance(s, gamma)),
+        f"balance/{name}/predicted_rate": _number(deviation_rate(s, first_order)),
+        f"balance/{name}/predicted_rate_exact": _number(deviation_rate(s, exact)),
+        f"balance/{name}/measured_rate": _number(measured),
+    }
+
+
+def _by_network(networks: list[CoreNetwork]) -> list[tuple[CoreNetwork, slice]]:
+    spans, start = [], 0
+    for network in networks:
+        spans.append((network, slice(start, start + len(network.cores))))
+        start += len(network.cores)
+    return spans
+
+
+def _number(value: Tensor | None) -> float | None:
+    if value is None:
+        return None
+    number = float(value)
+    return number if number == number and abs(number) != float("inf") else None

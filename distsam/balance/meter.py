@@ -1,0 +1,177 @@
+"""The fused measurement of a pass: one small vector, one all-reduce, read by everything that needs a norm.
+
+Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
+at the perturbed weights, N cores of all networks together.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distsam.balance.norms import inner_products, squared_norms
+from distsam.sharding import local_tensor, matching_gradient, owned
+from distsam.sharding.collectives import all_reduce_sum_, world_size
+from distsam.tensornet import CoreNetwork
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """What a pass at the current weights measured; the same bits on every rank, on the device.
+
+    Attributes:
+        gamma: (N,) float64 gamma_k.
+        gamma_rest: () float64, the same for all other parameters together.
+        core_norms_sq: (N,) float64 s_k, or None where nobody wanted them.
+        loss: () float64, mean over the ranks; None if the caller did not say.
+        stops: () float64, how many ranks want to stop.
+        position: id of a core -> its place k in the vectors.
+    """
+
+    gamma: Tensor
+    gamma_rest: Tensor
+    core_norms_sq: Tensor | None
+    loss: Tensor | None
+    stops: Tensor
+    position: Mapping[int, int]
+
+    @property
+    def grad_norm_sq(self) -> Tensor:
+        """() float64: the sum of the squares of all gradients of the model."""
+        return self.gamma.sum() + self.gamma_rest
+
+    @property
+    def is_finite(self) -> Tensor:
+        """() bool: the loss and every gradient, on every rank. A sum with one NaN or infinity shows it."""
+        total = self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss
+        return torch.isfinite(total)
+
+
+@dataclass(frozen=True)
+class SecondPass:
+    """What a pass at the perturbed weights measured; the same bits on every rank, on the device.
+
+    Attributes:
+        grad_norm_sq: () float64, the sum over all parameters of ||g~||^2.
+        loss: () float64, mean over the ranks; None if the caller did not say.
+        ascent: (N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it.
+    """
+
+    grad_norm_sq: Tensor
+    loss: Tensor | None
+    ascent: Tensor | None
+
+    @property
+    def is_finite(self) -> Tensor:
+        """() bool: the loss and every gradient, on every rank."""
+        return torch.isfinite(self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss)
+
+
+class Meter:
+    """Measures passes over a fixed list of parameters, cores first, with one all-reduce each.
+
+    Args:
+        params: the parameters that an optimizer moves, sharded in any way, the same list on every rank.
+        networks: the networks whose cores are measured one by one; no core may be in two of them.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
+        self.networks = tuple(networks)
+        self.cores = [core for network in networks for core in network.cores]
+        if len({id(c) for c in self.cores}) < len(self.cores):
+            raise ValueError("a core belongs to two networks (or twice to one): its norm would have two meanings")
+        tracked = {id(c) for c in self.cores}
+        self.params = [*self.cores, *(p for p in params if id(p) not in tracked)]
+        self.num_cores = len(self.cores)
+        self.position = {id(core): k for k, core in enumerate(self.cores)}
+        if not self.params:
+            raise ValueError("nothing to measure: no parameter and no network was given")
+        self.device = local_tensor(self.params[0]).device
+        self._mask = torch.tensor(owned(self.params), dtype=torch.float64, device=self.device)
+        self._nothing = torch.zeros((), device=self.device)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The local pieces of the gradients, in the order of `params`."""
+        return [matching_gradient(p) for p in self.params]
+
+    def core_norms_sq(self) -> Tensor:
+        """(N,) float64 squared norms of all cores, now.
+
+        Collectives: one all_reduce(sum) of N float64; every rank calls it.
+        """
+        return all_reduce_sum_(self._local_core_norms_sq())
+
+    def first_pass(
+        self, loss: Tensor | float | None, wants_norms: bool = True, wants_stop: bool = False
+    ) -> tuple[FirstPass, list[Tensor | None]]:
+        """Measure the gradients that the first backward of a step left, and give back their local pieces.
+
+        Args:
+            loss: this rank's loss, averaged over the ranks; None if unknown, on every rank alike.
+            wants_norms: measure s_k too; the same on every rank.
+            wants_stop: this rank asks for the end of the run.
+
+        Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms); every rank calls it.
+        """
+        grads = self.gradients()
+        gamma = self._squared(grads)
+        n = self.num_cores
+        parts = [gamma[:n], gamma[n:].sum().view(1), self._scalars(loss, float(wants_stop))]
+        if wants_norms:
+            parts.append(self._local_core_norms_sq())
+        vector = all_reduce_sum_(torch.cat(parts))
+        record = FirstPass(
+            gamma=vector[:n],
+            gamma_rest=vector[n],
+            loss=None if loss is None else vector[n + 1],
+            stops=vector[n + 2],
+            core_norms_sq=vector[n + 3 :] if wants_norms else None,
+            position=self.position,
+        )
+        return record, grads
+
+    def second_pass(
+        self, loss: Tensor | float | None, epsilon: Sequence[Tensor | None], factors: Tensor | None
+    ) -> SecondPass:
+        """Measure the gradients that the backward at the perturbed weights left.
+
+        Args:
+            loss: this rank's loss there; None if unknown, on every rank alike.
+            epsilon: local pieces of the perturbation, up to `factors`, in the order of `params`.
+            factors: (N,) float64 so that epsilon_k = factors_k * epsilon[k]; None: do not measure <epsilon_k, g~_k>.
+
+        Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products); every rank calls it.
+        """
+        grads = self.gradients()
+        parts = [self._squared(grads).sum().view(1), self._scalars(loss, 0.0)[:1]]
+        if factors is not None:
+            pairs = [
+                (self._nothing, self._nothing) if e is None or g is None else (e, g)
+                for e, g in zip(epsilon[: self.num_cores], grads, strict=False)
+            ]
+            products = inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device)
+            parts.append(products * self._mask[: self.num_cores] * factors)
+        vector = all_reduce_sum_(torch.cat(parts))
+        return SecondPass(
+            grad_norm_sq=vector[0],
+            loss=None if loss is None else vector[1],
+            ascent=None if factors is None else vector[2:],
+        )
+
+    def _squared(self, grads: Sequence[Tensor | None]) -> Tensor:
+        present = [self._nothing if g is None else g for g in grads]
+        return squared_norms(present, self.device) * self._mask
+
+    def _local_core_norms_sq(self) -> Tensor:
+        cores = [local_tensor(c) for c in self.cores]
+        return squared_norms(cores, self.device, is_exact=True) * self._mask[: self.num_cores]
+
+    def _scalars(self, loss: Tensor | float | None, stop: float) -> Tensor:
+        """(2,) float64: this rank's share of the mean loss, and its wish to stop. No copy from the host."""
+        share = torch.zeros((), dtype=torch.float64, device=self.device)
+        if isinstance(loss, Tensor):
+            share = loss.detach().reshape(()).to(share) / world_size()
+        elif loss is not None:
+            share.fill_(loss / world_size())
+        return torch.stack([share, torch.full_like(share, stop)])

@@ -1,0 +1,183 @@
+"""An optimizer around an optimizer: shared groups and state, one guarded step, composition by `apply`."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from distsam.balance import BalanceCoordinator, FirstPass
+from distsam.optim.guard import StepGuard
+from distsam.tensornet import CoreNetwork
+
+Closure = Callable[[], Tensor | float]
+
+
+class Wrapper(Optimizer):
+    """What every optimizer of distsam shares: it moves nothing itself that its base does not move.
+
+    `param_groups`, `state`, `state_dict` are those of the base, so learning-rate schedules and checkpoints see
+    one optimizer. Each step's passes are measured once, by the outermost wrapper; the inner ones read that.
+
+    Args:
+        base_optimizer: any torch optimizer that steps without a closure, or another wrapper of distsam.
+        max_skipped: so many non-finite steps in a row raise TrainingDiverged.
+    """
+
+    def __init__(self, base_optimizer: Optimizer, max_skipped: int = 10) -> None:
+        if not isinstance(base_optimizer, Optimizer):
+            raise TypeError(f"base_optimizer={base_optimizer!r}: pass a built torch optimizer, not its class")
+        if isinstance(base_optimizer, torch.optim.LBFGS):
+            raise TypeError("base_optimizer=LBFGS: it evaluates its closure itself; use a first-order optimizer")
+        self.base = base_optimizer
+        # Not Optimizer.__init__: it would give this object groups and a state of its own.
+        self.__setstate__({"defaults": base_optimizer.defaults})
+        self.guard = StepGuard(self, max_skipped)
+
+    @abstractmethod
+    def apply(self, first: FirstPass) -> None:
+        """Move the weights once, by the gradients in place and what the first pass measured.
+
+        Every rank calls it, or none: the guard has seen that the step is finite everywhere.
+        """
+
+    @property
+    def networks(self) -> tuple[CoreNetwork, ...]:
+        """The networks that this wrapper itself rescales; none for most."""
+        return ()
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base's parameter groups: the same objects."""
+        return self.base.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base's state: the same object."""
+        return self.base.state
+
+    @property
+    def base_optimizer(self) -> Optimizer:
+        """The innermost torch optimizer, the one that holds state."""
+        return self.base.base_optimizer if isinstance(self.base, Wrapper) else self.base
+
+    def chain(self) -> Iterator["Wrapper"]:
+        """This wrapper and those inside it, outermost first."""
+        yield self
+        if isinstance(self.base, Wrapper):
+            yield from self.base.chain()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the base; it is measured from the next step on."""
+        self.base.add_param_group(param_group)
+        self.guard.forget_parameters()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base's state dict. Counters are apart: see `counters`."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load the base's state dict."""
+        self.base.load_state_dict(state_dict)
+
+    def attach(self, coordinator: BalanceCoordinator) -> None:
+        """Report every pass and step to `coordinator`."""
+        self.guard.attach(coordinator)
+
+    @property
+    def num_steps(self) -> int:
+        """How many steps were taken, skipped ones included."""
+        return self.guard.num_steps
+
+    @property
+    def num_skipped(self) -> int:
+        """How many steps were skipped because a loss or gradient was not finite on some rank."""
+        return self.guard.num_skipped
+
+    @property
+    def stop_requested(self) -> bool:
+        """True, on all ranks after the same step, once any rank has called `request_stop`."""
+        return self.guard.stop_requested
+
+    def request_stop(self) -> None:
+        """This rank wants the run to end; all ranks learn it in their next step."""
+        self.guard.wants_stop = True
+
+    def counters(self) -> dict[str, int]:
+        """What a checkpoint must keep beside the base's state."""
+        clipped = sum(w.num_clipped for w in self.chain())
+        return {**self.guard.counters(), "num_clipped": clipped}
+
+    def load_counters(self, counters: dict[str, int]) -> None:
+        """Restore what `counters` gave."""
+        self.guard.load_counters(counters)
+
+    @property
+    def num_clipped(self) -> int:
+        """How many times a rescale of this wrapper hit its bound."""
+        return 0
+
+    @property
+    def growth(self) -> Tensor | None:
+        """(N,) float64 relative change of each measured core by the last rescale, per learning rate; or None."""
+        return None
+
+
+class OnePass(Wrapper):
+    """A wrapper whose step needs one gradient."""
+
+    def step(self, closure: Closure | None = None) -> Tensor | float | None:  # type: ignore[override]
+        """One step: measure the pass, skip together if any rank is not finite, else move the weights.
+
+        Args:
+            closure: zeroes the gradients, runs forward and backward, returns the loss. Without one, the gradients
+                in place are used and the loss is unknown.
+
+        Returns:
+            What the closure returned: this rank's loss.
+
+        Collectives: one all_reduce of at most 2 N + 3 float64, N cores; every rank calls it.
+
+        Raises:
+            TrainingDiverged: too many skipped steps in a row.
+        """
+        loss = None if closure is None else evaluate(closure)
+        first, _ = self.guard.first_pass(loss)
+        if self.guard.accepts(first):
+            self.apply(first)
+        self.guard.finish(first)
+        return loss
+
+
+class Plain(OnePass):
+    """The base optimizer, measured and guarded: what SAM and its kin are compared with.
+
+    One gradient and one small collective a step.
+    """
+
+    def apply(self, first: FirstPass) -> None:
+        """The base's step."""
+        descend(self.base, first)
+
+
+def descend(base: Optimizer, first: FirstPass) -> None:
+    """Let `base` move the weights: a wrapper by what was measured, a torch optimizer by its step."""
+    if isinstance(base, Wrapper):
+        base.apply(first)
+    else:
+        base.step()
+
+
+def evaluate(closure: Closure) -> Tensor | float:
+    """Run `closure` with gradients on; its loss, detached.
+
+    Raises:
+        ValueError: it returned None.
+    """
+    with torch.enable_grad():
+        loss = closure()
+    if loss is None:
+        raise ValueError("closure returned None: it must zero the gradients, run backward and return the loss")
+    return loss.detach() if isinstance(loss, Tensor) else loss

@@ -1,0 +1,76 @@
+"""Put a model's weights where a plan says: FSDP2 for what is sharded, averaged gradients for what is whole."""
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import Shard
+
+from distsam.errors import InputError
+from distsam.sharding.collectives import broadcast_from_first_, world_size
+from distsam.sharding.plan import ShardPlan, plan_shards
+from distsam.sharding.replicate import GradientAverager
+from distsam.tensornet import TensorNetwork
+
+
+def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fsdp") -> nn.Module:
+    """Place `model` on `mesh` by `plan`, in place; every rank then starts from rank 0's weights.
+
+    From here on a backward leaves gradients that are averaged over all ranks of the mesh. Build the optimizer
+    afterwards: FSDP2 replaces the parameters by DTensors.
+
+    Args:
+        model: a module, with its full weights, on the mesh's device.
+        mesh: 1-D or 2-D (replicate x shard, axes named); None or a mesh of one rank leaves the model as it is.
+        plan: "replicate", "fsdp", or a ShardPlan made for this mesh and model.
+
+    Returns:
+        The same module.
+
+    Collectives: one broadcast per parameter and buffer, once. Afterwards per pass: "fsdp" one all-gather per
+        network forward, one all-gather and one reduce-scatter backward (and one all-reduce on a 2-D mesh);
+        whole parameters one all-reduce per 25 MiB backward. Every rank calls it.
+
+    Raises:
+        InputError: a plan that the mesh cannot serve, or one made for another mesh or model.
+    """
+    if mesh is None or mesh.size() == 1:
+        return model
+    if mesh.size() != world_size():
+        raise InputError(f"mesh of {mesh.size()} ranks in a world of {world_size()}: it must cover every rank")
+    if mesh.ndim > 2 or (mesh.ndim == 2 and mesh.mesh_dim_names is None):
+        raise InputError(f"mesh of shape {tuple(mesh.shape)}: use one axis, or two named axes (replicate, shard)")
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    if isinstance(plan, str):
+        plan = plan_shards(shapes, plan, tuple(mesh.shape))
+    if plan.mesh_shape != tuple(mesh.shape) or dict(plan.shapes) != shapes:
+        raise InputError(f"sharding plan made for mesh {plan.mesh_shape}: it is not of this mesh and model")
+    broadcast_from_first_([*(p.detach() for p in model.parameters()), *model.buffers()])
+    return _apply(model, mesh, plan)
+
+
+def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> nn.Module:
+    dims = {id(p): plan.dim_of(name) for name, p in model.named_parameters()}
+    whole = [p for p in model.parameters() if dims[id(p)] is None]
+    if len(whole) < len(dims):
+        _shard_modules(model, mesh, dims, set(whole))
+    if whole:
+        GradientAverager(whole)
+    return model
+
+
+def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:
+    """One FSDP2 group per network, the rest of the model in the root's group."""
+
+    def placement(param: nn.Parameter) -> Shard:
+        dim = dims[id(param)]
+        assert dim is not None
+        return Shard(dim)
+
+    networks = [m for m in model.modules() if isinstance(m, TensorNetwork) and m is not model]
+    for module in [*networks, model]:
+        # Always reshard after forward: an evaluation that leaves whole weights behind would make the next
+        # forward skip its all-gather, and with it a perturbation of the shards.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=placement, ignored_params=whole)
+        if isinstance(module, TensorNetwork):
+            for method in ("at", "dense"):
+                register_fsdp_forward_method(module, method)

@@ -1,0 +1,86 @@
+"""Where every weight lives, as frozen data: computed from shapes alone, printed, then applied from outside."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distsam.errors import InputError
+from distsam.sharding.world import PLANS
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A map from parameter to placement on a mesh whose last axis is the shard axis.
+
+    Attributes:
+        name: "replicate" or "fsdp".
+        mesh_shape: sizes of the mesh axes: (shard,) or (replicate, shard); (replicate,) for "replicate".
+        shapes: (parameter, full shape) in the model's order.
+        dims: (parameter, dim that the shard axis divides); None is a parameter that every rank holds whole.
+    """
+
+    name: str
+    mesh_shape: tuple[int, ...]
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    dims: tuple[tuple[str, int | None], ...]
+
+    @property
+    def num_shards(self) -> int:
+        """Into how many pieces a sharded parameter is cut."""
+        return 1 if self.name == "replicate" else self.mesh_shape[-1]
+
+    def dim_of(self, parameter: str) -> int | None:
+        """The dim along which `parameter` is cut, or None if it is whole on every rank."""
+        return dict(self.dims)[parameter]
+
+    def describe(self) -> str:
+        """One line for the mesh and one per parameter, for people."""
+        mesh = " x ".join(str(n) for n in self.mesh_shape)
+        lines = [f"plan {self.name} on a mesh of {mesh}"]
+        for name, shape in self.shapes:
+            dim = self.dim_of(name)
+            size = " x ".join(str(n) for n in shape)
+            where = "whole on every rank"
+            if dim is not None:
+                where = f"dim {dim} cut into {self.num_shards} pieces of {shape[dim] // self.num_shards}"
+            lines.append(f"  {name} ({size}): {where}")
+        return "\n".join(lines)
+
+
+def plan_shards(
+    named_shapes: Mapping[str, Sequence[int]], plan: str = "fsdp", mesh_shape: Sequence[int] = (1,)
+) -> ShardPlan:
+    """The placement of every parameter; nothing is padded, so a shard is never empty.
+
+    "fsdp" cuts each parameter along its widest dim that the shard axis divides; a parameter that no dim
+    of which it divides stays whole on every rank. "replicate" keeps all of them whole.
+
+    Args:
+        named_shapes: parameter name -> full shape.
+        plan: "replicate" or "fsdp".
+        mesh_shape: sizes of the mesh axes; for "fsdp" the last one is the shard axis.
+
+    Raises:
+        InputError: unknown plan, or an "fsdp" mesh whose shard axis divides no dim of any parameter.
+    """
+    if plan not in PLANS:
+        raise InputError(f"sharding.plan={plan}: unknown plan; use one of {', '.join(PLANS)}")
+    shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
+    num_shards = 1 if plan == "replicate" else mesh_shape[-1]
+    dims = tuple((n, None if plan == "replicate" else _widest(s, num_shards)) for n, s in shapes)
+    if plan == "fsdp" and shapes and all(dim is None for _, dim in dims):
+        raise InputError(
+            f"sharding.plan=fsdp: no core has a dim that {num_shards} ranks divide; "
+            f"use a shard axis of {_usable(shapes)} ranks (sharding.replicas), or sharding.plan=replicate"
+        )
+    return ShardPlan(plan, tuple(mesh_shape), shapes, dims)
+
+
+def _widest(shape: tuple[int, ...], num_shards: int) -> int | None:
+    fitting = [(size, -dim) for dim, size in enumerate(shape) if size and size % num_shards == 0]
+    return -max(fitting)[1] if fitting else None
+
+
+def _usable(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
+    """Shard counts that at least one parameter can serve, for the error message."""
+    counts = [n for n in range(2, 65) if any(_widest(shape, n) is not None for _, shape in shapes)]
+    return ", ".join(map(str, counts[:8])) or "1"
