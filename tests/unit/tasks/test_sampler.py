@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+
+from distsam.tasks.sampler import batch_positions, rank_slice
+
+
+def test_every_epoch_meets_every_entry_once_also_when_batches_cross_its_end():
+    batches = [batch_positions(step, num_entries=10, batch_size=4, seed=0) for step in range(15)]
+    for epoch in np.concatenate(batches).reshape(6, 10):
+        assert sorted(epoch) == list(range(10))
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+    first, second = (batch_positions(step, 100, 100, seed=0) for step in (0, 1))
+    other = batch_positions(0, 100, 100, seed=1)
+    assert not np.array_equal(first, second)
+    assert not np.array_equal(first, other)
+
+
+def test_a_batch_does_not_depend_on_which_steps_were_asked_for_before():
+    forward = [batch_positions(step, 10, 4, seed=7) for step in range(8)]
+    backward = [batch_positions(step, 10, 4, seed=7) for step in reversed(range(8))]
+    assert all(np.array_equal(a, b) for a, b in zip(forward, reversed(backward), strict=True))
+
+
+def test_changing_a_batch_does_not_change_later_ones():
+    expected = batch_positions(0, 10, 10, seed=0).copy()
+    batch_positions(0, 10, 10, seed=0)[:] = 0
+    assert np.array_equal(batch_positions(0, 10, 10, seed=0), expected)
+
+
+@pytest.mark.parametrize(("count", "world_size"), [(10, 1), (10, 4), (3, 4), (0, 2), (7, 7)])
+def test_rank_slices_join_to_the_batch_and_are_even(count, world_size):
+    positions = np.arange(count)
+    slices = [rank_slice(positions, rank, world_size) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(slices), positions)
+    assert max(map(len, slices)) - min(map(len, slices)) <= 1
