@@ -19,6 +19,9 @@ from distsam.tensornet import CoreNetwork
 
 NORMS = ("cores", "global", "network")
 RULES = ("nbar", "obar")
+# Cores start with equal norms; what is left of a difference then is the rounding of sums, which depends on the
+# number of ranks. float64 sums over shards agree to a few times 1e-16 per rank: below this they are a tie.
+TIE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -223,5 +226,6 @@ class BAR(_Rescale):
         assert first.core_norms_sq is not None
         compared = first.gamma if self.rule == "nbar" else -first.core_norms_sq
         values = compared[table.index]
-        sign = torch.sign(values - table.mean(values))
+        away = values - table.mean(values)
+        sign = torch.sign(away).where(away.abs() > TIE * values.abs(), 0.0)
         return (self.alpha * sign).where(table.is_core, 0.0)

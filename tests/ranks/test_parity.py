@@ -43,8 +43,12 @@ def reference(method: str, dtype: torch.dtype) -> list[np.ndarray]:
 
 
 def largest_difference(left: list[np.ndarray], right: list[np.ndarray]) -> float:
-    """Largest difference of an entry, relative to the largest entry of its parameter."""
-    return max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(left, right, strict=True))
+    """Largest difference of an entry, relative to the largest entry of the model.
+
+    Not of its own parameter: the bias starts at 0.1 and ends near 0.01, so its rounding errors are those of 0.1.
+    """
+    scale = max(float(np.abs(b).max()) for b in right)
+    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True)) / scale
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
@@ -96,7 +100,9 @@ def test_the_four_rank_mesh_gives_the_snapshot_of_one_process(four_ranks: RankPo
 def assert_same_numbers(left: dict[str, Any], right: dict[str, Any]) -> None:
     assert left.keys() == right.keys()
     for name, value in right.items():
-        if name.endswith("measured_rate"):
+        if value is None:
+            assert left[name] is None, name
+        elif name.endswith("measured_rate"):
             # A difference of two Q over one step, divided by the rate: rounding of Q is amplified by Q / (eta dQ).
             assert left[name] == pytest.approx(value, rel=1e-7, abs=1e-7), name
         else:
