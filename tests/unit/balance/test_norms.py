@@ -1,0 +1,35 @@
+"""Squared norms: right to what their docstring says, for long and short, empty and half tensors."""
+
+import pytest
+import torch
+
+from distsam.balance.norms import inner_products, squared_norms
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("count", [0, 1, 4095, 4 * 4096 + 1, 1_000_003])
+@pytest.mark.parametrize(("is_exact", "tolerance"), [(False, 2e-7), (True, 1e-12)])
+def test_float32_norms_keep_their_accuracy_at_any_length(count: int, is_exact: bool, tolerance: float) -> None:
+    x = torch.randn(count, generator=torch.Generator().manual_seed(count)) + 1
+    expected = float(x.double().square().sum())
+    assert float(squared_norms([x], CPU, is_exact)) == pytest.approx(expected, rel=tolerance)
+
+
+def test_mixed_dtypes_and_empty_tensors_share_one_list() -> None:
+    tensors = [
+        torch.full((3,), 2.0, dtype=torch.float64),
+        torch.empty(0, 5),
+        torch.full((4,), 300.0, dtype=torch.float16),  # 300^2 does not fit in float16
+        torch.full((2,), 1.0, dtype=torch.bfloat16),
+    ]
+    assert squared_norms(tensors, CPU).tolist() == pytest.approx([12.0, 0.0, 360000.0, 2.0], rel=2e-7)
+
+
+def test_no_tensors_have_no_norms() -> None:
+    assert squared_norms([], CPU).shape == (0,)
+
+
+def test_inner_products_of_half_tensors_do_not_overflow() -> None:
+    x = torch.full((4,), 300.0, dtype=torch.float16)
+    assert inner_products([x], [x], CPU).tolist() == [360000.0]
