@@ -1,0 +1,131 @@
+"""The network with numbers: an nn.Module that gives entries of its tensor, or the whole of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distsam.errors import InputError
+from distsam.tensornet.contraction import contract, plan_contraction
+from distsam.tensornet.entries import entries_of
+from distsam.tensornet.initial import draw_cores
+from distsam.tensornet.planner import plan_entries
+from distsam.tensornet.spec import NetworkSpec
+
+
+class TensorNetwork(nn.Module):
+    """A tensor T kept as cores: `at` and `dense` are differentiable in every core.
+
+    The cores are the parameters "cores.0", "cores.1", ..., in the order of `spec.cores`; they are looked up at call
+    time, so whoever places the module may replace them. Calling the module is `at`.
+
+    Args:
+        spec: what the cores are.
+        std: root mean square of the entries of T at the start (their standard deviation about zero), met exactly.
+        norms: K Frobenius norms ||G_k|| of the cores, of which only the ratios count, because their product is
+            fixed by `std`; all equal (norm deviation Q = 0) when None.
+        generator: where the random numbers come from; torch's own CPU generator when None. The draw is in
+            float64 on the generator's device, so dtype and device do not change it.
+        dtype: of the parameters, floating; torch's default when None.
+        device: of the parameters.
+
+    Raises:
+        InputError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
+    """
+
+    def __init__(
+        self,
+        spec: NetworkSpec,
+        *,
+        std: float = 1.0,
+        norms: Sequence[float] | None = None,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise InputError(f"dtype {dtype} is not floating; use float32, float64, bfloat16 or float16")
+        self.spec = spec
+        cores = draw_cores(spec, std=std, norms=norms, generator=generator)
+        self.cores = nn.ParameterList(nn.Parameter(core.to(device=device, dtype=dtype)) for core in cores)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """The same as `at`."""
+        return self.at(indices)
+
+    def at(self, indices: Tensor) -> Tensor:
+        """The entries of T at these positions.
+
+        Which cores are merged before their rows are gathered follows from the spec and from B
+        (`planner.plan_entries`); it changes the result by rounding only.
+
+        Args:
+            indices: (B, order) int64, each column within its mode; negative positions are refused. B may be 0.
+
+        Returns:
+            values_B: (B,), dtype and device of the cores.
+
+        Raises:
+            InputError: `indices` is not a (B, order) int64 tensor.
+            IndexError: a position is outside its mode (on an accelerator torch's own assertion).
+        """
+        if indices.dtype != torch.int64 or indices.dim() != 2 or indices.shape[1] != self.spec.order:
+            given = f"shape {tuple(indices.shape)}, {indices.dtype}"
+            raise InputError(f"indices: {given}; it must be (B, {self.spec.order}), torch.int64")
+        return entries_of(plan_entries(self.spec, indices.shape[0]), self.spec, list(self.cores), indices)
+
+    def dense(self) -> Tensor:
+        """The full tensor T, of shape `spec.shape`."""
+        plan = plan_contraction(self.spec.cores, self.spec.modes, self.spec.sizes)
+        return contract(plan, list(self.cores)).contiguous()
+
+    @torch.no_grad()
+    def load_cores(self, cores: Sequence[Tensor]) -> None:
+        """Copies `cores` into the parameters.
+
+        Raises:
+            InputError: the number or a shape of the cores differs from the spec.
+        """
+        shapes = tuple(tuple(core.shape) for core in cores)
+        if shapes != self.spec.core_shapes:
+            raise InputError(f"cores of shapes {shapes}; this network has {self.spec.core_shapes}")
+        for parameter, core in zip(self.cores, cores, strict=True):
+            parameter.copy_(core)
+
+    def extra_repr(self) -> str:
+        """What `print` shows of it."""
+        return f"{self.spec.format}, shape={self.spec.shape}, num_parameters={self.spec.num_parameters}"
+
+
+@dataclass(frozen=True)
+class CoreNetwork:
+    """The cores of one network within a model: the unit over which the norm deviation is taken.
+
+    Args:
+        name: path of the TensorNetwork in the model, "network" if it is the model itself.
+        cores: its parameters as they are now, in the order of the spec.
+    """
+
+    name: str
+    cores: tuple[nn.Parameter, ...]
+
+
+def core_networks(model: nn.Module) -> list[CoreNetwork]:
+    """Every TensorNetwork in `model`, in the order of `named_modules`.
+
+    Raises:
+        ValueError: a core stands twice in one network; the norm laws hold only where T is linear in every core.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, TensorNetwork):
+            cores = tuple(module.cores)
+            if len({id(core) for core in cores}) < len(cores):
+                raise ValueError(
+                    f"network {name or 'network'!r} uses one parameter as two cores; every core must be its own"
+                )
+            found.append(CoreNetwork(name or "network", cores))
+    return found
