@@ -136,9 +136,7 @@ class CompletionTask:
         rows = check_indices(given, self.entries.shape, "indices")
         predicted = np.empty(len(rows))
         for start in range(0, len(rows), _CHUNK):
-            predicted[start : start + _CHUNK] = (
-                self._predict(model, rows[start : start + _CHUNK]).cpu().numpy()
-            )
+            predicted[start : start + _CHUNK] = self._predict(model, rows[start : start + _CHUNK]).cpu().numpy()
         return predicted
 
     @torch.no_grad()
@@ -193,9 +191,7 @@ class CompletionTask:
     def _score(self, model: nn.Module, positions: np.ndarray) -> dict[str, float | None]:
         if not len(positions):
             return dict.fromkeys(SCORES)
-        metric = FitMetric(float(self.entries.values[positions].mean()), sync=self.world_size > 1).to(
-            self.device
-        )
+        metric = FitMetric(float(self.entries.values[positions].mean()), sync=self.world_size > 1).to(self.device)
         own = rank_slice(positions, self.rank, self.world_size)
         # As many calls as the rank with the largest slice makes: in a sharded model each is a collective.
         for start in range(0, math.ceil(len(positions) / self.world_size), _CHUNK):

@@ -51,9 +51,7 @@ def entries_from_dense(tensor: np.ndarray, *, name: str = "tensor", origin: str 
     _refuse_unusable(tensor, origin, "entry ")
     present = ~np.isnan(tensor)
     if not present.any():
-        raise InputError(
-            f"{origin}: all {tensor.size} entries are NaN (missing); at least one must be a number"
-        )
+        raise InputError(f"{origin}: all {tensor.size} entries are NaN (missing); at least one must be a number")
     return Entries(np.argwhere(present), tensor[present], tensor.shape, name)
 
 
@@ -81,9 +79,7 @@ def entries_from_coordinates(
     sizes = _check_shape_array(np.asarray(shape), origin)
     _check_dtype(values, f"{origin}: array 'values'")
     if values.ndim != 1:
-        raise InputError(
-            f"{origin}: array 'values' has shape {values.shape}; it must be (number of entries,)"
-        )
+        raise InputError(f"{origin}: array 'values' has shape {values.shape}; it must be (number of entries,)")
     rows = check_indices(indices, sizes, f"{origin}: array 'indices'")
     if len(rows) != len(values):
         raise InputError(
@@ -108,9 +104,7 @@ def check_shape(shape: Sequence[int], origin: str) -> None:
         raise InputError(f"{origin}: shape {shape} has {len(shape)} modes; a tensor needs at least 2")
     for mode, size in enumerate(shape):
         if size < 1:
-            raise InputError(
-                f"{origin}: shape {shape} gives mode {mode} the size {size}; each must be at least 1"
-            )
+            raise InputError(f"{origin}: shape {shape} gives mode {mode} the size {size}; each must be at least 1")
 
 
 def check_indices(indices: np.ndarray, shape: Sequence[int], origin: str) -> np.ndarray:
@@ -157,9 +151,7 @@ def _check_dtype(array: np.ndarray, origin: str) -> None:
     if array.dtype.hasobject:
         raise InputError(f"{origin} holds Python objects (dtype {array.dtype}); real numbers are needed")
     if array.dtype.kind not in "biuf":
-        raise InputError(
-            f"{origin} has dtype {array.dtype}; real numbers (float, integer or bool) are needed"
-        )
+        raise InputError(f"{origin} has dtype {array.dtype}; real numbers (float, integer or bool) are needed")
 
 
 def _as_float64(array: np.ndarray) -> np.ndarray:

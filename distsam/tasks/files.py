@@ -55,9 +55,7 @@ def read_indices(path: str | Path, shape: Sequence[int], *, key: str = "entries"
 def _names_for_entries(names: Sequence[str], origin: str) -> Sequence[str]:
     given = [name for name in _COORDINATES if name in names]
     if "tensor" in names and "indices" in names:
-        raise InputError(
-            f"{origin} holds both 'tensor' and 'indices'; keep the dense tensor or the coordinates"
-        )
+        raise InputError(f"{origin} holds both 'tensor' and 'indices'; keep the dense tensor or the coordinates")
     if "tensor" in names:
         return ["tensor"]
     if len(given) == len(_COORDINATES):
@@ -103,9 +101,7 @@ def _load(
     if start == _NPY_MAGIC:
         return {"": np.load(opened, allow_pickle=False)}
     if not start.startswith(_ZIP_MAGICS):
-        raise InputError(
-            f"{origin} is neither a .npy nor a .npz file; write it with numpy.save or numpy.savez"
-        )
+        raise InputError(f"{origin} is neither a .npy nor a .npz file; write it with numpy.save or numpy.savez")
     with np.load(opened, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in choose(archive.files, origin)}
     for name, array in arrays.items():

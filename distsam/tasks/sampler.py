@@ -26,7 +26,7 @@ def batch_positions(step: int, num_entries: int, batch_size: int, seed: int) -> 
         taken = min(stop - start, num_entries - offset)
         pieces.append(_shuffle(num_entries, seed, epoch)[offset : offset + taken])
         start += taken
-    return np.concatenate(pieces)
+    return np.concatenate(pieces)  # a copy: what the caller does to it leaves the cached shuffle alone
 
 
 def rank_slice(positions: np.ndarray, rank: int, world_size: int) -> np.ndarray:
@@ -38,6 +38,4 @@ def rank_slice(positions: np.ndarray, rank: int, world_size: int) -> np.ndarray:
 # Two, because a batch may cross from one epoch to the next.
 @lru_cache(maxsize=2)
 def _shuffle(num_entries: int, seed: int, epoch: int) -> np.ndarray:
-    shuffled = np.random.default_rng([seed, epoch]).permutation(num_entries)
-    shuffled.flags.writeable = False
-    return shuffled
+    return np.random.default_rng([seed, epoch]).permutation(num_entries)

@@ -121,18 +121,12 @@ def _parse_equation(equation: str, sizes: Mapping[str, int]) -> tuple[list[str],
         raise InputError(f"data.equation={equation!r} is no einsum of cores; write it like 'ia,ab,bj->ij'")
     for core in (*inputs, output):
         if len(set(core)) < len(core):
-            raise InputError(
-                f"data.equation={equation!r} repeats a letter within '{core}'; each may stand there once"
-            )
+            raise InputError(f"data.equation={equation!r} repeats a letter within '{core}'; each may stand there once")
     for letter in output:
         if letter not in left:
-            raise InputError(
-                f"data.equation={equation!r}: mode '{letter}' is in no core; each mode needs a core"
-            )
+            raise InputError(f"data.equation={equation!r}: mode '{letter}' is in no core; each mode needs a core")
     if len(output) < 2:
-        raise InputError(
-            f"data.equation={equation!r} has {len(output)} modes after '->'; a tensor needs at least 2"
-        )
+        raise InputError(f"data.equation={equation!r} has {len(output)} modes after '->'; a tensor needs at least 2")
     _check_sizes(equation, set(letters), sizes)
     return inputs, output
 
@@ -140,9 +134,7 @@ def _parse_equation(equation: str, sizes: Mapping[str, int]) -> tuple[list[str],
 def _check_sizes(equation: str, letters: set[str], sizes: Mapping[str, int]) -> None:
     for letter in sorted(letters):
         if letter not in sizes:
-            raise InputError(
-                f"data.sizes={dict(sizes)} lacks '{letter}', which data.equation={equation!r} uses"
-            )
+            raise InputError(f"data.sizes={dict(sizes)} lacks '{letter}', which data.equation={equation!r} uses")
     for letter, size in sizes.items():
         if letter not in letters:
             raise InputError(f"data.sizes has '{letter}', which data.equation={equation!r} does not use")

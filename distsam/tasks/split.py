@@ -76,9 +76,7 @@ def _units(entries: Entries, how: str, mode: int | None) -> np.ndarray:
     """(N,) number of the unit that each entry belongs to; the units are 0, 1, ... without gaps."""
     if how == "random":
         if mode is not None:
-            raise InputError(
-                f"data.fibre_mode={mode} is read only with data.split=fibres; the split is random"
-            )
+            raise InputError(f"data.fibre_mode={mode} is read only with data.split=fibres; the split is random")
         return np.arange(len(entries))
     if how != "fibres":
         raise InputError(f"data.split={how!r} is unknown; it must be 'random' or 'fibres'")
@@ -86,9 +84,7 @@ def _units(entries: Entries, how: str, mode: int | None) -> np.ndarray:
     if mode is None:
         raise InputError(f"data.fibre_mode is not set; data.split=fibres needs a mode, 0 to {last}")
     if not 0 <= mode <= last:
-        raise InputError(
-            f"data.fibre_mode={mode}; the tensor has {last + 1} modes, so it must be 0 to {last}"
-        )
+        raise InputError(f"data.fibre_mode={mode}; the tensor has {last + 1} modes, so it must be 0 to {last}")
     return _group_rows(np.delete(entries.indices, mode, axis=1))
 
 

@@ -116,6 +116,13 @@ def test_damaged_headers_and_members_are_refused(tmp_path):
         refused(tmp_path / "x.npy", "damaged")
 
 
+def test_a_header_that_claims_more_than_memory_is_refused(tmp_path):
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**10, 10**7)}
+    with (tmp_path / "x.npy").open("wb") as opened:
+        np.lib.format.write_array_header_1_0(opened, header)
+    refused(tmp_path / "x.npy", "does not fit in memory")
+
+
 def test_indices_to_predict_come_from_npy_or_npz_and_are_checked(tmp_path):
     rows = np.array([[0, 1], [2, 0]])
     np.save(tmp_path / "i.npy", rows)

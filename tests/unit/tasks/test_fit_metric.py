@@ -54,6 +54,12 @@ def test_constant_values_have_no_centred_r2(constant):
     assert scores["r2_uncentred"] == pytest.approx(1 - 1 / constant**2)
 
 
+def test_rounding_of_a_constant_is_no_variance():
+    values = np.array([0.3, 0.1 + 0.2] * 50)
+    assert values.var() > 0
+    assert score(values + 1, values)["r2"] is None
+
+
 def test_zeros_have_neither_r2_but_an_error():
     scores = score(np.ones(5), np.zeros(5))
     assert (scores["r2"], scores["r2_uncentred"], scores["rmse"], scores["mae"]) == (None, None, 1.0, 1.0)
