@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import distsam
 from distsam.errors import InputError
 from distsam.tasks import completion
 from distsam.tasks.completion import CompletionTask, Scaling
@@ -93,6 +94,26 @@ def test_an_empty_slice_gives_zero_gradients_not_none():
     assert model.calls[0].shape == (0, 3)
     assert loss.item() == 0.0
     assert torch.equal(model.values.grad, torch.zeros(SHAPE, dtype=torch.float64))
+
+
+NETWORKS = [
+    distsam.cp(SHAPE, 3),
+    distsam.tucker(SHAPE, [2, 3, 2]),
+    distsam.tt(SHAPE, 3),
+    distsam.tr(SHAPE, 2),
+    distsam.einsum_network("ia,jab,kb->ijk", {"i": 6, "j": 5, "k": 4, "a": 3, "b": 2}),
+]
+
+
+@pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.format)
+def test_networks_of_every_format_pass_an_empty_slice_and_fill_as_they_predict(spec, monkeypatch):
+    network = distsam.TensorNetwork(spec, dtype=torch.float64)
+    task(batch_size=2, rank=0, world_size=3).loss(network, 0).backward()
+    assert all(torch.equal(core.grad, torch.zeros_like(core)) for core in network.parameters())
+    at_once = task().fill(network, keep_known=False)
+    assert task().predict(network, ENTRIES.indices) == pytest.approx(at_once.reshape(-1), rel=1e-12)
+    monkeypatch.setattr(completion, "_DENSE_LIMIT", 0)
+    assert task().fill(network, keep_known=False) == pytest.approx(at_once, rel=1e-12)
 
 
 def test_two_passes_of_a_step_see_the_same_entries_and_the_next_step_others():
