@@ -38,6 +38,7 @@ class Checkpointer:
         self.keep = keep
         self.rank = rank
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._last_step: int | None = None
         self._pending: tuple[int, Future[Any], dict[str, Any]] | None = None
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -47,6 +48,8 @@ class Checkpointer:
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Copy `tensors` to host memory and write them in the background, after the save before has ended.
 
+        A step that was saved or loaded last is not written again.
+
         Args:
             step: the last step that is in the weights.
             tensors: name -> tensor or DTensor, the same names on every rank.
@@ -54,12 +57,13 @@ class Checkpointer:
 
         Collectives: object gathers over the own group, in a thread; every rank calls.
         """
+        if step == self._last_step:
+            return
         self.wait()
+        self._last_step = step
         _expect_known_warnings()
         writer = dcp.FileSystemWriter(self._path(step).with_name(self._path(step).name + _UNFINISHED))
-        future = dcp.async_save(
-            tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None
-        )
+        future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(future, Future)
         self._pending = (step, future, {"step": step, **facts})
 
@@ -86,12 +90,24 @@ class Checkpointer:
         if self.rank == 0:
             self._publish(step, facts)
 
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint as rank 0 sees it, so that all ranks go on from the same one.
+
+        Collectives: one object broadcast over the own group; every rank calls.
+        """
+        found = finished_checkpoints(self.folder)
+        name = [found[-1].name if found else None]
+        if self._group is not None:
+            dist.broadcast_object_list(name, src=0, group=self._group)
+        return None if name[0] is None else self.folder / name[0]
+
     def load(self, path: Path, tensors: dict[str, Tensor]) -> None:
         """Fill `tensors` in place from the checkpoint `path`, whatever the world size that wrote it.
 
         Collectives: object gathers over the own group; every rank calls.
         """
         load_tensors(path, tensors, self._group)
+        self._last_step = int(path.name.removeprefix("step-"))
 
     def _publish(self, step: int, facts: dict[str, Any]) -> None:
         path = self._path(step)
@@ -101,8 +117,6 @@ class Checkpointer:
             stream.flush()
             os.fsync(stream.fileno())
         _sync_folder(part)
-        if path.exists():
-            _remove(path)
         part.rename(path)
         _sync_folder(self.folder)
         for old in finished_checkpoints(self.folder)[: -self.keep]:

@@ -22,9 +22,7 @@ class RunConfig(_Section):
     """Where the run lives and which random numbers it draws."""
 
     dir: str = Field(default="", description="Run folder; runs/<name of the config file> when not given.")
-    seed: int = Field(
-        default=0, ge=0, lt=2**63, description="Seed of the split, the initial cores and the batches."
-    )
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the split, the initial cores and the batches.")
 
 
 class TaskConfig(_Section):
@@ -41,27 +39,15 @@ class DataConfig(_Section):
     )
     path: str | None = Field(default=None, description="The .npy or .npz file of source: file.")
     observed: float = Field(default=0.3, gt=0, le=1, description="Share of the entries that is not held out.")
-    validation: float = Field(
-        default=0.1, ge=0, lt=1, description="Share of the observed kept for choosing weights."
+    validation: float = Field(default=0.1, ge=0, lt=1, description="Share of the observed kept for choosing weights.")
+    split: Literal["random", "fibres"] = Field(default="random", description="Hold out entries or whole fibres.")
+    fibre_mode: int | None = Field(default=None, ge=0, description="The mode along which fibres are held out.")
+    standardise: bool = Field(default=True, description="Shift and scale values by the training entries' mean, std.")
+    equation: str | None = Field(default=None, description="lowrank: einsum of the truth's cores.")
+    sizes: dict[str, PositiveInt] | None = Field(
+        default=None, description="lowrank: size of every letter of the equation."
     )
-    split: Literal["random", "fibres"] = Field(
-        default="random", description="Hold out entries or whole fibres."
-    )
-    fibre_mode: int | None = Field(
-        default=None, ge=0, description="The mode along which fibres are held out."
-    )
-    standardise: bool = Field(
-        default=True, description="Shift and scale values by the training entries' mean, std."
-    )
-    shape: list[PositiveInt] | None = Field(default=None, description="lowrank: sizes of the modes.")
-    format: Literal["cp", "tucker", "tt", "tr"] = Field(
-        default="cp", description="lowrank: format of the truth."
-    )
-    bond_dim: int | None = Field(default=None, ge=1, description="lowrank: bond size of the truth.")
-    ranks: list[PositiveInt] | None = Field(default=None, description="lowrank: Tucker ranks of the truth.")
-    noise: float = Field(
-        default=0.0, ge=0, description="lowrank: noise, in units of the truth's standard deviation."
-    )
+    noise: float = Field(default=0.0, ge=0, description="lowrank: noise, in units of the truth's standard deviation.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="lowrank: seed of the truth and its noise.")
 
 
@@ -77,12 +63,8 @@ class NetworkConfig(_Section):
     sizes: dict[str, PositiveInt] | None = Field(
         default=None, description="einsum: size of every bond; the modes' sizes come from the data."
     )
-    init: Literal["gaussian", "data"] = Field(
-        default="gaussian", description="Random start, or a decomposition."
-    )
-    init_std: PositiveFloat | None = Field(
-        default=None, description="Std of the start's entries; null: the data's."
-    )
+    init: Literal["gaussian", "data"] = Field(default="gaussian", description="Random start, or a decomposition.")
+    init_std: PositiveFloat | None = Field(default=None, description="Std of the start's entries; null: the data's.")
     init_norms: list[PositiveFloat] | None = Field(
         default=None,
         description="Relative start norms, one a core; null: all equal, so that the deviation is 0.",
@@ -97,22 +79,12 @@ class OptimConfig(_Section):
     base: Literal["sgd", "adam", "adamw"] = Field(default="adam", description="The torch optimizer inside.")
     lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
     momentum: float = Field(default=0.0, ge=0, lt=1, description="sgd: momentum.")
-    weight_decay: float = Field(
-        default=0.0, ge=0, description="adamw: decoupled; sgd and adam: L2 in the gradient."
-    )
+    weight_decay: float = Field(default=0.0, ge=0, description="adamw: decoupled; sgd and adam: L2 in the gradient.")
     rho: float = Field(default=0.05, ge=0, description="sam: radius of the perturbation.")
-    alpha: NonNegativeFloat | None = Field(
-        default=None, description="das, nbar, obar: strength of the rescaling."
-    )
-    lambda_max: float = Field(
-        default=0.1, gt=0, lt=1, description="das: largest relative rescaling in one step."
-    )
-    norm: Literal["cores", "global", "network"] = Field(
-        default="cores", description="das: which norm divides."
-    )
-    scope: Literal["global", "network", "core"] = Field(
-        default="global", description="sam: which norm divides."
-    )
+    alpha: NonNegativeFloat | None = Field(default=None, description="das, nbar, obar: strength of the rescaling.")
+    lambda_max: float = Field(default=0.1, gt=0, lt=1, description="das: largest relative rescaling in one step.")
+    norm: Literal["cores", "global", "network"] = Field(default="cores", description="das: which norm divides.")
+    scope: Literal["global", "network", "core"] = Field(default="global", description="sam: which norm divides.")
     max_skipped: int = Field(default=10, ge=1, description="Non-finite steps in a row that end the run.")
 
 
@@ -120,9 +92,7 @@ class ShardingConfig(_Section):
     """Where the cores live."""
 
     plan: Literal["replicate", "fsdp"] = Field(default="replicate", description="Copies, or shards by FSDP2.")
-    replicas: int = Field(
-        default=1, ge=1, description="fsdp: copies of the sharded model; must divide the ranks."
-    )
+    replicas: int = Field(default=1, ge=1, description="fsdp: copies of the sharded model; must divide the ranks.")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
 
 
@@ -130,33 +100,23 @@ class TrainConfig(_Section):
     """How long, how often, and from where."""
 
     steps: int = Field(ge=1, description="Number of updates.")
-    batch_size: PositiveInt | None = Field(
-        default=None, description="Entries a step over all ranks; null: all."
-    )
+    batch_size: PositiveInt | None = Field(default=None, description="Entries a step over all ranks; null: all.")
     loss: Literal["mean", "sum"] = Field(default="mean", description="Mean or sum of the squared errors.")
     log_every: int = Field(default=100, ge=1, description="Steps between two rows of metrics.jsonl.")
-    eval_every: PositiveInt | None = Field(
-        default=None, description="Steps between evaluations; null: log_every."
-    )
+    eval_every: PositiveInt | None = Field(default=None, description="Steps between evaluations; null: log_every.")
     checkpoint_every: PositiveInt | None = Field(default=None, description="null: only at the end.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints kept, the last ones.")
-    resume: Literal["never", "auto"] = Field(
-        default="never", description="auto: go on from the last checkpoint."
-    )
+    resume: Literal["never", "auto"] = Field(default="never", description="auto: go on from the last checkpoint.")
     early_stopping: PositiveInt | None = Field(
         default=None, description="Evaluations without a better validation R2 after which training ends."
     )
-    num_threads: PositiveInt | None = Field(
-        default=None, description="CPU threads a rank; null: torch's choice."
-    )
+    num_threads: PositiveInt | None = Field(default=None, description="CPU threads a rank; null: torch's choice.")
 
 
 class WandbConfig(_Section):
     """The mirror of metrics.jsonl at Weights & Biases."""
 
-    mode: Literal["disabled", "offline", "online"] = Field(
-        default="disabled", description="Where rows are mirrored."
-    )
+    mode: Literal["disabled", "offline", "online"] = Field(default="disabled", description="Where rows are mirrored.")
     project: str = Field(default="distsam", description="Project of the run.")
     name: str | None = Field(default=None, description="Name of the run; null: the run folder's name.")
     group: str | None = Field(default=None, description="Group of the run.")
@@ -177,9 +137,7 @@ class Config(_Section):
 
 def all_keys() -> list[str]:
     """Every dotted key that a config may hold."""
-    return [
-        f"{section}.{key}" for section in Config.model_fields for key in _section_model(section).model_fields
-    ]
+    return [f"{section}.{key}" for section in Config.model_fields for key in _section_model(section).model_fields]
 
 
 def validate(raw: dict[str, Any]) -> Config:

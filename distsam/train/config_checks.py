@@ -13,9 +13,7 @@ def split_method(method: str) -> tuple[str, ...]:
     for part in parts:
         if part not in METHODS:
             known = ", ".join(METHODS)
-            raise InputError(
-                f"optim.method: {method!r} is unknown; must be one of {known}, or a sum such as sam+das"
-            )
+            raise InputError(f"optim.method: {method!r} is unknown; must be one of {known}, or a sum such as sam+das")
     if len(set(parts)) < len(parts):
         raise InputError(f"optim.method: {method!r} names a part twice; name each once")
     if "base" in parts and len(parts) > 1:
@@ -41,15 +39,15 @@ def _check_data(config: Config) -> None:
     if data.source == "file" and not data.path:
         raise InputError("data.path: is missing; source file needs a .npy or .npz file")
     if data.source != "file" and data.path is not None:
-        raise InputError(
-            f"data.path: {data.path!r} is not used by data.source={data.source}; set source to file"
-        )
-    if data.source == "lowrank" and data.shape is None:
-        raise InputError("data.shape: is missing; source lowrank needs the sizes of the modes")
+        raise InputError(f"data.path: {data.path!r} is not used by data.source={data.source}; set source to file")
+    for key in ("equation", "sizes"):
+        given = getattr(data, key)
+        if data.source == "lowrank" and given is None:
+            raise InputError(f"data.{key}: is missing; data.source=lowrank needs it")
+        if data.source != "lowrank" and given is not None:
+            raise InputError(f"data.{key}: {given!r} is for data.source=lowrank; the source is {data.source}")
     if data.split == "fibres" and data.fibre_mode is None:
-        raise InputError(
-            "data.fibre_mode: is missing; data.split=fibres needs the mode that fibres run along"
-        )
+        raise InputError("data.fibre_mode: is missing; data.split=fibres needs the mode that fibres run along")
 
 
 def _check_network(config: Config) -> None:
@@ -74,6 +72,4 @@ def _check_optim(config: Config) -> None:
     if rescaling and config.optim.alpha is None:
         raise InputError(f"optim.alpha: is missing; optim.method={config.optim.method} needs its strength")
     if config.optim.momentum and config.optim.base != "sgd":
-        raise InputError(
-            f"optim.momentum: {config.optim.momentum} is for sgd; optim.base is {config.optim.base}"
-        )
+        raise InputError(f"optim.momentum: {config.optim.momentum} is for sgd; optim.base is {config.optim.base}")

@@ -25,11 +25,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     raw = _resolved(merged, Path(path))
     raw = {section: {} if content is None else content for section, content in raw.items()}
     config = validate(raw)
-    if not config.run.dir:
-        run = config.run.model_copy(update={"dir": f"runs/{Path(path).stem}"})
-        config = config.model_copy(update={"run": run})
     check_fit(config)
-    return config
+    return _with_defaults(config, Path(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -40,6 +37,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved config, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def _with_defaults(config: Config, path: Path) -> Config:
+    """The config with a run folder, and with a data file that is found from everywhere."""
+    update: dict[str, Any] = {}
+    if not config.run.dir:
+        update["run"] = config.run.model_copy(update={"dir": f"runs/{path.stem}"})
+    if config.data.path is not None:
+        absolute = str(Path(config.data.path).expanduser().absolute())
+        update["data"] = config.data.model_copy(update={"path": absolute})
+    return config.model_copy(update=update)
 
 
 def _read(path: Path) -> DictConfig:

@@ -63,9 +63,7 @@ def check_folder(folder: RunFolder, config: Config) -> None:
             f"run.dir: {folder.path} holds a run already; choose another run.dir, or set train.resume=auto"
         )
     if not folder.config.exists():
-        raise InputError(
-            f"run.dir: {folder.path} has no config.yaml, so it cannot be resumed; choose another"
-        )
+        raise InputError(f"run.dir: {folder.path} has no config.yaml, so it cannot be resumed; choose another")
     _check_same_run(read_yaml(folder.config), config, folder)
 
 

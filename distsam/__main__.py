@@ -1,0 +1,5 @@
+"""`python -m distsam` is `distsam`."""
+
+from distsam.cli import main
+
+main()

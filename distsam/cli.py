@@ -1,0 +1,153 @@
+"""What may I type? `distsam train`, `distsam predict`, `distsam evaluate`."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from distsam import __version__
+from distsam.errors import InputError, TrainingDiverged
+
+app = typer.Typer(
+    help="Train sharded tensor networks with distributed SAM and see the norm deviation of their cores.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+_SCORES = ("r2", "r2_uncentred", "rmse", "mae")
+_SPLITS = ("train", "validation", "heldout")
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"distsam {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file of the run.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="section.key=value, such as optim.rho=0.1; the last one wins.")
+    ] = None,
+) -> None:
+    """Train; alone, under torchrun or under srun."""
+    with _mistakes_as_messages():
+        from distsam.train import load_config, run_training
+
+        settings = load_config(config, overrides or [])
+        summary = run_training(settings)
+        if _rank() == 0:
+            _draw(settings.run.dir)
+            _print_summary(summary, settings.run.dir)
+    if summary["stopped_by"] == "SIGINT":
+        raise typer.Exit(130)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score the best weights of a run again, in one process."""
+    with _mistakes_as_messages():
+        from distsam.train import evaluate_run
+
+        scores = evaluate_run(run)
+        print(json.dumps(scores) if as_json else _table(scores))
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help=".npz file to write.")],
+    entries: Annotated[
+        Path | None, typer.Option(help=".npy or .npz with (N, order) indices; the whole tensor without it.")
+    ] = None,
+) -> None:
+    """Complete the tensor, or predict given entries, in one process."""
+    with _mistakes_as_messages():
+        from distsam.train import predict_run
+
+        shape = predict_run(run, output, entries)
+        print(f"{output}: {'tensor' if entries is None else 'values'} of shape {shape}")
+
+
+@contextmanager
+def _mistakes_as_messages() -> Iterator[None]:
+    """A user's mistake is one line on rank 0 and exit code 2, a diverged run one line and 1."""
+    try:
+        yield
+    except InputError as error:
+        _say(error)
+        raise typer.Exit(2) from None
+    except TrainingDiverged as error:
+        _say(error)
+        raise typer.Exit(1) from None
+
+
+def _say(error: Exception) -> None:
+    if _rank() == 0:
+        print(f"distsam: {error}", file=sys.stderr, flush=True)
+    else:
+        # torchrun kills all ranks when the first one ends: let that be the one that has something to say.
+        time.sleep(10)
+
+
+def _rank() -> int:
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    return int(os.environ["SLURM_PROCID"]) if "SLURM_STEP_ID" in os.environ else 0
+
+
+def _draw(run_dir: str) -> None:
+    from distsam.report.curves import draw_curves
+
+    try:
+        draw_curves(run_dir)
+    except Exception as error:  # the run is done and saved: a picture that fails must not fail it
+        print(f"distsam: curves.png could not be drawn: {error}", file=sys.stderr)
+
+
+def _print_summary(summary: Mapping[str, Any], run_dir: str) -> None:
+    deviations = [value for key, value in summary.items() if key.endswith("/norm_deviation")]
+    weights = f"best weights, step {summary['best_step']}" if summary["weights"] == "best" else "last weights"
+    print(f"\n{_table(summary)}\n")
+    print(f"held-out R2     {_number(summary['heldout/r2'])}  ({weights})")
+    print(f"held-out RMSE   {_number(summary['heldout/rmse'])}")
+    print(f"norm deviation  {', '.join(_number(value) for value in deviations)}  (last step)")
+    print(f"steps           {summary['steps']}  (ended by {summary['stopped_by']}, {summary['wall_s']:.1f} s)")
+    print(f"run folder      {run_dir}", flush=True)
+
+
+def _table(scores: Mapping[str, Any]) -> str:
+    lines = [" " * 12 + "".join(f"{name:>14}" for name in _SCORES)]
+    for split in _SPLITS:
+        cells = "".join(f"{_number(scores[f'{split}/{name}']):>14}" for name in _SCORES)
+        lines.append(f"{split:<12}{cells}")
+    return "\n".join(lines)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

@@ -1,0 +1,155 @@
+"""The loop: step, log, evaluate, checkpoint, stop; nothing between two steps that costs more than microseconds."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from distsam.train.build import Job
+from distsam.train.config import TrainConfig
+from distsam.train.rows import RowBook
+from distsam.train.run_state import BestWeights
+from distsam.train.tracking import Row
+
+
+@dataclass
+class LoopState:
+    """Where a run stands; what a checkpoint keeps beside tensors and optimizer counters.
+
+    Attributes:
+        step: last step that was done.
+        best: best weights on validation.
+        elapsed_s: wall time of the parts of the run before this process.
+        scores: of the last evaluation.
+        scored_step: the step that it was of.
+    """
+
+    step: int = 0
+    best: BestWeights = field(default_factory=BestWeights)
+    elapsed_s: float = 0.0
+    scores: dict[str, float | None] = field(default_factory=dict)
+    scored_step: int = -1
+
+
+class TrainingLoop:
+    """Runs the steps of one job.
+
+    Args:
+        job: what to run.
+        train: cadences and number of steps.
+        state: where to begin; kept up to date.
+        save: called with no arguments when a checkpoint is due.
+        poll: called after every step, to let background work be finished off.
+        write_row: takes each row; only rank 0 is given any.
+        tick: called with every step, for the progress bar.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        train: TrainConfig,
+        state: LoopState,
+        *,
+        save: Callable[[], None],
+        poll: Callable[[], None],
+        write_row: Callable[[Row], None],
+        tick: Callable[[int], None],
+    ) -> None:
+        self.job = job
+        self.train = train
+        self.state = state
+        self.stopped_early = False
+        self.balance: Row = {}
+        self._save, self._poll, self._tick = save, poll, tick
+        self._book = RowBook(write_row)
+        self._eval_every = train.eval_every or train.log_every
+        self._started_s = time.perf_counter()
+        self._first_step = state.step
+        self._last_row = (state.step, self._started_s)
+
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the run until now, earlier parts included."""
+        return self.state.elapsed_s + time.perf_counter() - self._started_s
+
+    def run(self) -> None:
+        """Steps until the last one, an early stop, or a request to stop; leaves the rows complete.
+
+        Collectives: those of the steps and evaluations; every rank calls it.
+
+        Raises:
+            TrainingDiverged: too many non-finite steps in a row; the rows until then are written.
+        """
+        job, state = self.job, self.state
+        if state.step == 0:
+            self._begin()
+        try:
+            while state.step < self.train.steps and not self._is_stale():
+                step = state.step + 1
+                job.engine.step(lambda step=step: job.task.loss(job.model, step - 1))  # type: ignore[misc]
+                state.step = step
+                self._after_step(step)
+                if job.optimizer.stop_requested:
+                    break
+        finally:
+            self._collect(job.coordinator.poll())
+        self._end()
+
+    def score(self) -> dict[str, float | None]:
+        """The scores of the weights as they are; computed once a step. Collective: every rank calls it."""
+        if self.state.scored_step != self.state.step:
+            self.state.scores = self.job.task.evaluate(self.job.model)
+            self.state.scored_step = self.state.step
+        return self.state.scores
+
+    def _begin(self) -> None:
+        row = {**self.score(), **self.job.coordinator.snapshot()}
+        if self.job.world.rank == 0:
+            self._book.open(0, row, waits=False)
+
+    def _after_step(self, step: int) -> None:
+        is_logged = self.job.coordinator.is_due(step)
+        is_evaluated = step % self._eval_every == 0 or step == self.train.steps
+        if is_evaluated:
+            self._evaluate(step)
+        if is_logged or is_evaluated:
+            self._open_row(step, is_logged, is_evaluated)
+        self._collect(self.job.coordinator.poll())
+        if self.train.checkpoint_every and step % self.train.checkpoint_every == 0:
+            self._save()
+        self._poll()
+        self._tick(step)
+
+    def _evaluate(self, step: int) -> None:
+        scores = self.score()
+        if self.job.task.split.validation.size:
+            self.state.best.consider(self.job.model, step, scores["validation/r2"])
+
+    def _is_stale(self) -> bool:
+        patience = self.train.early_stopping
+        self.stopped_early = patience is not None and self.state.best.num_stale >= patience
+        return self.stopped_early
+
+    def _open_row(self, step: int, is_logged: bool, is_evaluated: bool) -> None:
+        if self.job.world.rank != 0:
+            return
+        now = time.perf_counter()
+        steps, seconds = step - self._last_row[0], now - self._last_row[1]
+        self._last_row = (step, now)
+        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s}
+        if is_evaluated:
+            numbers.update(self.state.scores)
+        self._book.open(step, numbers, waits=is_logged)
+
+    def _collect(self, published: list[tuple[int, Row]]) -> None:
+        for step, numbers in published:
+            self._book.close(step, numbers)
+
+    def _end(self) -> None:
+        """The last row, whether it was due or not, and what the coordinator still holds."""
+        coordinator, step = self.job.coordinator, self.state.step
+        self.balance = coordinator.snapshot()
+        self._collect(coordinator.flush())
+        # A run that was at its end already has that row in its file.
+        has_stepped = step > self._first_step
+        if self.job.world.rank == 0 and has_stepped and not coordinator.is_due(step):
+            self._book.close(step, self.balance)

@@ -1,0 +1,107 @@
+"""A run that is over, opened again in one process: its scores and its predictions."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from distsam.errors import InputError
+from distsam.sharding import World
+from distsam.tasks.completion import CompletionTask
+from distsam.tasks.files import read_indices
+from distsam.tensornet import TensorNetwork
+from distsam.train.build import build_model, build_problem, build_task
+from distsam.train.checkpoint import finished_checkpoints
+from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
+from distsam.train.config_file import load_config
+from distsam.train.run_folder import RunFolder
+from distsam.train.run_state import BEST, MODEL, model_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class SavedRun:
+    """The task of a run and its network with the best weights, whole, in this process."""
+
+    task: CompletionTask
+    model: TensorNetwork
+
+
+def open_run(run_dir: str | Path) -> SavedRun:
+    """Open the run in `run_dir`, whatever number of processes it ran in.
+
+    Raises:
+        InputError: it is no run folder, has no finished checkpoint, or its data is no longer there.
+    """
+    folder = RunFolder(Path(run_dir))
+    if not folder.config.is_file():
+        raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
+    checkpoints = finished_checkpoints(folder.checkpoints)
+    if not checkpoints:
+        raise InputError(f"{run_dir}: has no finished checkpoint; train it first, or set train.resume=auto")
+    config = load_config(folder.config)
+    use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
+    world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cuda" if use_gpu else "cpu"))
+    problem = build_problem(config)
+    task = build_task(config, problem, world)
+    model = build_model(config, problem, task)
+    has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
+    prefix = BEST if has_best else MODEL
+    load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
+    return SavedRun(task, model)
+
+
+def evaluate_run(run_dir: str | Path) -> dict[str, float | None]:
+    """The scores of the run's best weights on the three parts of its data, as in its summary.json."""
+    run = open_run(run_dir)
+    return run.task.evaluate(run.model)
+
+
+def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | None = None) -> tuple[int, ...]:
+    """Write what the run's best weights predict into the .npz file `output`.
+
+    Args:
+        entries: .npy or .npz file with the (N, order) indices to predict; the whole tensor when None: known entries
+            as they are known, the others predicted.
+
+    Returns:
+        Shape of what was predicted: array `tensor`, or array `values` beside `indices`.
+
+    Raises:
+        InputError: see `open_run`; or `output` is no .npz file in a folder that exists, or an index is outside.
+    """
+    target = _checked_output(Path(output))
+    run = open_run(run_dir)
+    if entries is None:
+        tensor = run.task.fill(run.model)
+        _write(target, lambda stream: np.savez(stream, tensor=tensor))
+        return tensor.shape
+    indices = read_indices(entries, run.task.entries.shape, key="--entries")
+    values = run.task.predict(run.model, indices)
+    _write(target, lambda stream: np.savez(stream, indices=indices, values=values))
+    return values.shape
+
+
+def _checked_output(output: Path) -> Path:
+    if output.suffix != ".npz":
+        raise InputError(f"--output: {output} must end in .npz")
+    if not output.parent.is_dir():
+        raise InputError(f"--output: {output} cannot be written, because there is no folder {output.parent}")
+    if output.is_dir() or not os.access(output.parent, os.W_OK):
+        raise InputError(f"--output: {output} cannot be written; choose another file")
+    return output
+
+
+def _write(target: Path, write: Callable[[Any], None]) -> None:
+    part = target.with_name(f".{target.name}.tmp")
+    try:
+        with part.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
