@@ -19,6 +19,8 @@ from distsam.sharding.collectives import rank
 from distsam.tensornet import CoreNetwork, core_networks
 
 Snapshot = dict[str, float | int | None]
+# What a step does to a network, beside where it is.
+RATES = ("covariance", "predicted_rate", "predicted_rate_exact", "measured_rate")
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,10 @@ class BalanceCoordinator:
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
-        norms_sq = self._meter.core_norms_sq()
-        if self._last is not None:
-            return _assemble(_host_record(self._last), norms_sq.cpu(), self.networks)
-        numbers: Snapshot = {}
-        for network, cores in _by_network(self.networks):
-            numbers.update(_balance(network.name, norms_sq.cpu()[cores]))
-        return numbers
+        after = self._meter.core_norms_sq().cpu()
+        is_known = self._last is not None and self.is_due(self._last.step)
+        host = _host_record(self._last) if self._last is not None and is_known else None
+        return _assemble(host, after, self.networks)
 
 
 def _copy_to_host(
@@ -172,18 +171,22 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
     return {**copied, "rates": record.rates, "num_skipped": record.num_skipped}
 
 
-def _assemble(host: dict[str, Any], after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
-    loss, perturbed = host["loss"], host["loss_perturbed"]
-    numbers: Snapshot = {
-        "train/loss": _number(loss),
-        "sam/grad_norm": _number(host["grad_norm_sq"].sqrt()),
-        "sam/loss_gap": None if loss is None or perturbed is None else _number(perturbed - loss),
-        "sam/skipped": host["num_skipped"],
-    }
+def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
+    """All published numbers; those of a step are None where no published step is known."""
+    numbers: Snapshot = dict.fromkeys(("train/loss", "sam/grad_norm", "sam/loss_gap", "sam/skipped"))
+    if host is not None:
+        loss, perturbed = host["loss"], host["loss_perturbed"]
+        numbers = {
+            "train/loss": _number(loss),
+            "sam/grad_norm": _number(host["grad_norm_sq"].sqrt()),
+            "sam/loss_gap": None if loss is None or perturbed is None else _number(perturbed - loss),
+            "sam/skipped": host["num_skipped"],
+        }
     for network, cores in _by_network(networks):
         numbers.update(_balance(network.name, after[cores]))
-        if host["before"] is not None:
-            numbers.update(_rates(network.name, host, after[cores], cores))
+        rates = (None,) * len(RATES) if host is None else _rates(host, after[cores], cores)
+        for metric, value in zip(RATES, rates, strict=True):
+            numbers[f"balance/{network.name}/{metric}"] = _number(value)
     return numbers
 
 
@@ -198,7 +201,8 @@ def _balance(name: str, s: Tensor) -> Snapshot:
     }
 
 
-def _rates(name: str, host: dict[str, Any], after: Tensor, cores: slice) -> Snapshot:
+def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | None, ...]:
+    """The numbers of RATES, of one step of one network."""
     s, gamma = host["before"][cores], host["gamma"][cores]
     rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
     first_order, exact = rescale.clone(), rescale.clone()
@@ -207,12 +211,7 @@ def _rates(name: str, host: dict[str, Any], after: Tensor, cores: slice) -> Snap
         exact += host["ascent"][cores]
     rate = host["rates"][cores.start]
     measured = (norm_deviation(after) - norm_deviation(s)) / rate if rate else None
-    return {
-        f"balance/{name}/covariance": _number(covariance(s, gamma)),
-        f"balance/{name}/predicted_rate": _number(deviation_rate(s, first_order)),
-        f"balance/{name}/predicted_rate_exact": _number(deviation_rate(s, exact)),
-        f"balance/{name}/measured_rate": _number(measured),
-    }
+    return covariance(s, gamma), deviation_rate(s, first_order), deviation_rate(s, exact), measured
 
 
 def _by_network(networks: list[CoreNetwork]) -> list[tuple[CoreNetwork, slice]]:
