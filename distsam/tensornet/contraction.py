@@ -18,22 +18,54 @@ Indices = tuple[str, ...]
 
 
 @dataclass(frozen=True)
+class Pair:
+    """One contraction of two tensors, a and b.
+
+    Args:
+        positions: of a and b in the list of remaining tensors; both are taken out, the result goes to its end.
+        a, b: their indices.
+        batch: indices of both that stay.
+        free_a, free_b: indices of one alone; those that nobody else needs are summed out before.
+        summed: indices of both that nobody else needs.
+    """
+
+    positions: tuple[int, int]
+    a: Indices
+    b: Indices
+    batch: Indices
+    free_a: Indices
+    free_b: Indices
+    summed: Indices
+
+    @property
+    def result(self) -> Indices:
+        """The indices of the result, in the order in which it is made."""
+        return self.batch + self.free_a + self.free_b
+
+
+@dataclass(frozen=True)
 class ContractionPlan:
     """How to contract operands with these indices into the output.
 
     Args:
         operands: the indices of every operand.
         output: the indices of the result, in order; all others are summed over.
-        pairs: positions to take out of the list of operands and contract; the result goes to its end.
+        pairs: what to do, in order.
         multiply_adds: multiplications of all pairs together.
         intermediates: number of elements of the result of every pair.
     """
 
     operands: tuple[Indices, ...]
     output: Indices
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[Pair, ...]
     multiply_adds: int
     intermediates: tuple[int, ...]
+
+    @property
+    def natural_output(self) -> Indices:
+        """The order in which the result is made; asking for it as output saves a copy."""
+        made = self.pairs[-1].result if self.pairs else self.operands[0]
+        return tuple(index for index in made if index in self.output)
 
 
 @lru_cache(maxsize=4096)
@@ -42,94 +74,108 @@ def plan_contraction(
 ) -> ContractionPlan:
     """The cheapest pairwise order (optimal to 4 operands, near to it above), with its cost."""
     size = dict(sizes)
+    remaining, pairs = list(operands), []
+    for first, second in _find_path(operands, output, size):
+        b, a = remaining.pop(second), remaining.pop(first)
+        pairs.append(_plan_pair((first, second), a, b, set(output).union(*remaining), output))
+        remaining.append(pairs[-1].result)
+    multiply_adds = sum(prod(size[i] for i in {*pair.a, *pair.b}) for pair in pairs)
+    intermediates = tuple(prod(size[i] for i in pair.result) for pair in pairs)
+    return ContractionPlan(operands, output, tuple(pairs), multiply_adds, intermediates)
+
+
+def _find_path(operands: Sequence[Indices], output: Indices, size: dict[str, int]) -> list[tuple[int, int]]:
+    if len(operands) == 1:
+        return []
     # Numbers in place of names: sets of strings iterate in an order that changes from process to process.
     number = {index: n for n, index in enumerate(dict.fromkeys(i for operand in operands for i in operand))}
-    path: Iterable[tuple[int, ...]] = ()
-    if len(operands) > 1:
-        path = paths.auto(
-            [frozenset(number[i] for i in operand) for operand in operands],
-            frozenset(number[i] for i in output),
-            {number[i]: size[i] for i in number},
-        )
-    pairs = tuple((min(pair), max(pair)) for pair in path)
-    remaining, multiply_adds, intermediates = list(operands), 0, []
-    for first, second in pairs:
-        b, a = remaining.pop(second), remaining.pop(first)
-        kept = _kept(remaining, output)
-        result = tuple(i for i in dict.fromkeys(a + b) if i in kept)
-        multiply_adds += prod(size[i] for i in {*a, *b})
-        intermediates.append(prod(size[i] for i in result))
-        remaining.append(result)
-    return ContractionPlan(operands, output, pairs, multiply_adds, tuple(intermediates))
+    path = paths.auto(
+        [frozenset(number[i] for i in operand) for operand in operands],
+        frozenset(number[i] for i in output),
+        {number[i]: size[i] for i in number},
+    )
+    return [(min(positions), max(positions)) for positions in path]
+
+
+def _plan_pair(positions: tuple[int, int], a: Indices, b: Indices, kept: set[str], output: Indices) -> Pair:
+    # The operand that owns the output's leading index is "a", and free indices stand in the output's order: so the
+    # small operands are permuted, and the large result seldom.
+    place = {index: n for n, index in enumerate(output)}
+
+    def ordered(indices: Iterable[str]) -> Indices:
+        return tuple(sorted(indices, key=lambda i: place.get(i, len(place))))
+
+    if min((place[i] for i in b if i in place and i not in a), default=len(place)) < min(
+        (place[i] for i in a if i in place and i not in b), default=len(place)
+    ):
+        a, b, positions = b, a, (positions[1], positions[0])
+    shared = [i for i in a if i in b]
+    return Pair(
+        positions,
+        a,
+        b,
+        batch=ordered(i for i in shared if i in kept),
+        free_a=ordered(i for i in a if i in kept and i not in b),
+        free_b=ordered(i for i in b if i in kept and i not in a),
+        summed=tuple(i for i in shared if i not in kept),
+    )
 
 
 def contract(plan: ContractionPlan, tensors: Sequence[Tensor]) -> Tensor:
     """The contraction of `tensors` by `plan`, differentiable in each.
 
     Args:
-        plan: what `plan_contraction` gave.
+        plan: what `plan_contraction` gave; the sizes may differ from those it was made for.
         tensors: one per operand, dims in the order of its indices; one dtype, one device.
 
     Returns:
         The result, dims in the order of `plan.output`; not always contiguous.
     """
-    remaining = list(zip(tensors, plan.operands, strict=True))
-    for first, second in plan.pairs:
-        b, a = remaining.pop(second), remaining.pop(first)
-        kept = _kept([indices for _, indices in remaining], plan.output)
-        if _precedence(b[1], a[1], plan.output) < _precedence(a[1], b[1], plan.output):
-            a, b = b, a
-        remaining.append(_contract_pair(*a, *b, kept))
-    ((tensor, indices),) = remaining
-    tensor, indices = _sum_out(tensor, indices, set(plan.output))
-    return tensor.permute([indices.index(i) for i in plan.output])
+    remaining = list(tensors)
+    for pair in plan.pairs:
+        a, b = (remaining[position] for position in pair.positions)
+        remaining = [t for n, t in enumerate(remaining) if n not in pair.positions]
+        remaining.append(_contract_pair(pair, a, b))
+    (tensor,) = remaining
+    indices = plan.pairs[-1].result if plan.pairs else plan.operands[0]
+    return _arranged(tensor, indices, [(index,) for index in plan.output])
 
 
-def _kept(remaining: Iterable[Indices], output: Indices) -> set[str]:
-    return set(output).union(*remaining)
+def _contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
+    sizes = dict(zip(pair.a + pair.b, a.shape + b.shape, strict=True))
+    if not pair.summed or not (pair.free_a or pair.free_b):
+        return _multiply(pair, a, b)
+    a_BFS = _arranged(a, pair.a, (pair.batch, pair.free_a, pair.summed))
+    b_BSF = _arranged(b, pair.b, (pair.batch, pair.summed, pair.free_b))
+    result = torch.bmm(a_BFS, b_BSF) if pair.batch else torch.mm(a_BFS[0], b_BSF[0])
+    return result.view([sizes[index] for index in pair.result])
 
 
-def _precedence(indices: Indices, other: Indices, output: Indices) -> int:
-    # The operand that owns the output's leading index goes first, so that the last permute moves little.
-    return min((output.index(i) for i in indices if i in output and i not in other), default=len(output))
+def _multiply(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
+    # The summed indices stand in front: the sum then adds whole slices.
+    order = pair.summed + pair.result
+    product = _broadcast(a, pair.a, order) * _broadcast(b, pair.b, order)
+    return product.sum(list(range(len(pair.summed)))) if pair.summed else product
 
 
-def _contract_pair(
-    a: Tensor, indices_a: Indices, b: Tensor, indices_b: Indices, kept: set[str]
-) -> tuple[Tensor, Indices]:
-    a, indices_a = _sum_out(a, indices_a, kept.union(indices_b))
-    b, indices_b = _sum_out(b, indices_b, kept.union(indices_a))
-    shared = tuple(i for i in indices_a if i in indices_b)
-    batch = tuple(i for i in shared if i in kept)
-    summed = tuple(i for i in shared if i not in kept)
-    free_a = tuple(i for i in indices_a if i not in shared)
-    free_b = tuple(i for i in indices_b if i not in shared)
-    if not free_a and not free_b:
-        return _sum_out(a * b.permute([indices_b.index(i) for i in indices_a]), indices_a, kept)
-    if not summed:
-        return _multiply(a, indices_a, b, indices_b)
-    a_BFS = _grouped(a, indices_a, (batch, free_a, summed))
-    b_BSF = _grouped(b, indices_b, (batch, summed, free_b))
-    result = torch.mm(a_BFS[0], b_BSF[0]) if not batch else torch.bmm(a_BFS, b_BSF)
-    dims = [a.shape[indices_a.index(i)] for i in batch + free_a]
-    return result.view(*dims, *(b.shape[indices_b.index(i)] for i in free_b)), batch + free_a + free_b
+def _broadcast(tensor: Tensor, indices: Indices, order: Indices) -> Tensor:
+    tensor = _arranged(tensor, indices, [(index,) for index in order if index in indices])
+    for dim, index in enumerate(order):
+        if index not in indices:
+            tensor = tensor.unsqueeze(dim)
+    return tensor
 
 
-def _sum_out(tensor: Tensor, indices: Indices, kept: set[str]) -> tuple[Tensor, Indices]:
-    dims = [dim for dim, index in enumerate(indices) if index not in kept]
-    return (tensor.sum(dims), tuple(i for i in indices if i in kept)) if dims else (tensor, indices)
-
-
-def _multiply(a: Tensor, indices_a: Indices, b: Tensor, indices_b: Indices) -> tuple[Tensor, Indices]:
-    result = indices_a + tuple(i for i in indices_b if i not in indices_a)
-    a = a.reshape(*a.shape, *[1] * (len(result) - len(indices_a)))
-    b = b.permute([indices_b.index(i) for i in result if i in indices_b])
-    sizes = iter(b.shape)
-    return a * b.reshape([next(sizes) if i in indices_b else 1 for i in result]), result
-
-
-def _grouped(tensor: Tensor, indices: Indices, groups: Sequence[Indices]) -> Tensor:
-    permuted = tensor.permute([indices.index(i) for group in groups for i in group])
+def _arranged(tensor: Tensor, indices: Indices, groups: Sequence[Indices]) -> Tensor:
+    """The tensor with one dim per group, the product of its indices; indices in no group are summed out."""
+    wanted = [index for group in groups for index in group]
+    if alone := [dim for dim, index in enumerate(indices) if index not in wanted]:
+        tensor = tensor.sum(alone)
+        indices = tuple(index for index in indices if index in wanted)
+    order = [indices.index(index) for index in wanted]
+    if order != sorted(order):
+        tensor = tensor.permute(order)
+    if all(len(group) == 1 for group in groups):
+        return tensor
     ends = list(accumulate(len(group) for group in groups))
-    starts = [0, *ends[:-1]]
-    return permuted.reshape([prod(permuted.shape[s:e]) for s, e in zip(starts, ends, strict=True)])
+    return tensor.reshape([prod(tensor.shape[s:e]) for s, e in zip([0, *ends[:-1]], ends, strict=True)])

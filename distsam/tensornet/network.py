@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -94,6 +96,60 @@ class TensorNetwork(nn.Module):
             raise InputError(f"cores of shapes {shapes}; this network has {self.spec.core_shapes}")
         for parameter, core in zip(self.cores, cores, strict=True):
             parameter.copy_(core)
+
+    @classmethod
+    def from_dense(
+        cls,
+        tensor: Tensor | np.ndarray,
+        spec: NetworkSpec,
+        *,
+        seed: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> "TensorNetwork":
+        """A network that starts at tensorly's decomposition of `tensor`, all core norms equal (`decompose`).
+
+        Args:
+            tensor: of shape `spec.shape`; NaN marks a missing entry.
+            spec: of format cp, tucker, tt or tr.
+            seed: for what the decomposition draws at random.
+            dtype: of the parameters; torch's default when None.
+            device: of the parameters.
+
+        Raises:
+            InputError: see `decompose`.
+        """
+        from distsam.tensornet.decompose import decompose  # tensorly loads slowly, and only starts need it
+
+        return cls._holding(spec, decompose(tensor, spec, seed=seed), dtype or torch.get_default_dtype(), device)
+
+    @classmethod
+    def from_tensorly(cls, decomposition: Any) -> "TensorNetwork":
+        """The network of a tensorly CPTensor, TuckerTensor, TTTensor or TRTensor, in its dtype (`decompose`)."""
+        from distsam.tensornet.decompose import from_tensorly
+
+        spec, cores = from_tensorly(decomposition)
+        return cls._holding(spec, cores, cores[0].dtype, cores[0].device)
+
+    def to_tensorly(self) -> Any:
+        """A copy as tensorly's CPTensor, TuckerTensor, TTTensor or TRTensor.
+
+        Its arrays are those of tensorly's active backend: numpy unless the user has set another.
+
+        Raises:
+            InputError: tensorly has no object for an einsum network.
+        """
+        from distsam.tensornet.decompose import to_tensorly
+
+        return to_tensorly(self.spec, list(self.cores))
+
+    @classmethod
+    def _holding(
+        cls, spec: NetworkSpec, cores: Sequence[Tensor], dtype: torch.dtype, device: torch.device | str | None
+    ) -> "TensorNetwork":
+        network = cls(spec, generator=torch.Generator(), dtype=dtype, device=device)
+        network.load_cores(cores)
+        return network
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""

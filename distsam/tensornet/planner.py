@@ -123,6 +123,12 @@ def plan_cut(spec: NetworkSpec, cut: Cut, batch_size: int) -> EntryPlan:
             # One core and no positions to combine: its slices are taken where they lie.
             table = tuple(i for i in spec.cores[group[0]] if i in table)
         merge = plan_contraction(tuple(spec.cores[k] for k in group), table, spec.sizes)
+        natural = tuple(i for i in merge.natural_output if i in group_modes)
+        if natural != group_modes and len(group) > 1:
+            # The order in which positions combine into a row is free: take the one that costs no copy.
+            table = tuple(i for i in table if i not in natural)
+            table = table + natural if batch_last else natural + table
+            group_modes, merge = natural, plan_contraction(merge.operands, table, spec.sizes)
         groups.append(GroupPlan(group, group_modes, merge))
     sizes = (*spec.sizes, (BATCH, batch_size))
     join = plan_contraction(tuple(group.gathered for group in groups), (BATCH,), sizes)

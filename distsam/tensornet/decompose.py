@@ -1,0 +1,176 @@
+"""Cores from data, by tensorly's decompositions, and the way to and from tensorly's own objects."""
+
+from collections.abc import Callable, Sequence
+from math import exp, log
+from typing import Any
+
+import numpy as np
+import tensorly
+import torch
+from tensorly.cp_tensor import CPTensor
+from tensorly.decomposition import parafac, tensor_ring, tensor_train, tucker
+from tensorly.tr_tensor import TRTensor
+from tensorly.tt_tensor import TTTensor
+from tensorly.tucker_tensor import TuckerTensor
+from torch import Tensor
+
+from distsam.errors import InputError
+from distsam.tensornet import formats
+from distsam.tensornet.spec import NetworkSpec
+
+Arrays = list[np.ndarray]
+
+
+def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) -> list[Tensor]:
+    """Cores of equal norms whose tensor is tensorly's decomposition of `tensor`.
+
+    CP by parafac, Tucker by HOOI, TT and TR by successive SVD. NaN marks a missing entry: CP and Tucker impute it
+    within their iterations, TT and TR start from the mean of what is there. The user's tensorly backend stays as
+    it is.
+
+    Args:
+        tensor: of shape `spec.shape`, real.
+        spec: of format cp, tucker, tt or tr.
+        seed: for what the decompositions draw at random.
+
+    Returns:
+        K float64 tensors on CPU.
+
+    Raises:
+        InputError: the format has no decomposition, the shapes differ, an entry is infinite, all are missing or
+            zero, or (TR) no mode is at least as large as the product of its two bonds.
+    """
+    if spec.format not in _DECOMPOSITIONS:
+        raise InputError(f"format {spec.format!r} has no decomposition; it must be one of {', '.join(_DECOMPOSITIONS)}")
+    array = tensor.detach().cpu().double().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor, np.float64)
+    if array.shape != spec.shape:
+        raise InputError(f"tensor of shape {array.shape}; this network has {spec.shape}")
+    present = ~np.isnan(array)
+    if np.isinf(array).any() or not np.any(array[present]):
+        raise InputError(
+            "tensor is infinite somewhere, or nothing but zeros and missing entries; it cannot be decomposed"
+        )
+    with tensorly.backend_context("numpy", local_threadsafe=True):
+        arrays = _DECOMPOSITIONS[spec.format](array, present, spec, seed)
+    return equalise_norms([torch.from_numpy(np.ascontiguousarray(core)) for core in arrays])
+
+
+def equalise_norms(cores: Sequence[Tensor]) -> list[Tensor]:
+    """Each core times its own positive factor, the product of all being 1, so that all norms are equal."""
+    norms = [float(torch.linalg.vector_norm(core)) for core in cores]
+    if min(norms) == 0:
+        raise InputError("the decomposition has a core of zeros; its norms cannot be made equal")
+    mean = exp(sum(log(norm) for norm in norms) / len(norms))
+    return [core * (mean / norm) for core, norm in zip(cores, norms, strict=True)]
+
+
+def _decompose_cp(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+    filled = np.where(present, array, 0.0)
+    weights, factors = parafac(filled, spec.size("r"), random_state=seed, mask=_mask(present))
+    return [factors[0] * weights, *factors[1:]]
+
+
+def _decompose_tucker(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+    filled = np.where(present, array, 0.0)
+    central, factors = tucker(filled, spec.core_shapes[0], random_state=seed, mask=_mask(present))
+    return [central, *factors]
+
+
+def _decompose_tt(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+    ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
+    cores = tensor_train(_filled_with_mean(array, present), ranks, random_state=seed)
+    return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
+
+
+def _decompose_tr(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+    shapes = spec.core_shapes
+    start = next((k for k, (left, size, right) in enumerate(shapes) if left * right <= size), None)
+    if start is None:
+        sizes = [(size, left * right) for left, size, right in shapes]
+        raise InputError(
+            f"bond_dim: tensorly's TR-SVD needs a mode at least as large as the product of its two bonds; "
+            f"(mode, product) are {sizes}"
+        )
+    # Turned here, not by tensorly's `mode`: with mode >= 2 it takes a wrong bond (0.10).
+    order = [(start + k) % spec.order for k in range(spec.order)]
+    ranks = [shapes[k][0] for k in order] + [shapes[start][0]]
+    turned = tensor_ring(_filled_with_mean(array, present).transpose(order), ranks, random_state=seed)
+    return [turned[order.index(k)] for k in range(spec.order)]
+
+
+_DECOMPOSITIONS: dict[str, Callable[[np.ndarray, np.ndarray, NetworkSpec, int], Arrays]] = {
+    "cp": _decompose_cp,
+    "tucker": _decompose_tucker,
+    "tt": _decompose_tt,
+    "tr": _decompose_tr,
+}
+
+
+def _mask(present: np.ndarray) -> np.ndarray | None:
+    return None if present.all() else present.astype(np.float64)
+
+
+def _filled_with_mean(array: np.ndarray, present: np.ndarray) -> np.ndarray:
+    return np.where(present, array, array[present].mean())
+
+
+def to_tensorly(spec: NetworkSpec, cores: Sequence[Tensor]) -> Any:
+    """The tensorly object of a cp, tucker, tt or tr network; copies.
+
+    Returns:
+        CPTensor (weights 1), TuckerTensor, TTTensor or TRTensor, its arrays of tensorly's active backend: numpy
+        unless the user has set another. bfloat16, which numpy lacks, becomes float32.
+
+    Raises:
+        InputError: tensorly has no object for this format.
+    """
+    arrays = [_to_backend(core) for core in cores]
+    if spec.format == "cp":
+        return CPTensor((tensorly.ones(spec.size("r"), **tensorly.context(arrays[0])), arrays))
+    if spec.format == "tucker":
+        return TuckerTensor((arrays[0], arrays[1:]))
+    if spec.format == "tt":
+        first, last = arrays[0], arrays[-1]
+        ends = tensorly.reshape(first, (1, *first.shape)), tensorly.reshape(last, (*last.shape, 1))
+        return TTTensor([ends[0], *arrays[1:-1], ends[1]])
+    if spec.format == "tr":
+        return TRTensor(arrays)
+    raise InputError(f"format {spec.format!r} has no tensorly object; it must be one of {', '.join(_DECOMPOSITIONS)}")
+
+
+def _to_backend(core: Tensor) -> Any:
+    core = core.detach().cpu()
+    return tensorly.tensor((core.float() if core.dtype == torch.bfloat16 else core).numpy().copy())
+
+
+def from_tensorly(decomposition: Any) -> tuple[NetworkSpec, list[Tensor]]:
+    """Spec and cores of a CPTensor (its weights go into the first factor), TuckerTensor, TTTensor or TRTensor.
+
+    The cores are copied as they are: their norms are not made equal.
+
+    Raises:
+        InputError: it is none of the four, or its ranks are larger than its shape allows.
+    """
+    if isinstance(decomposition, CPTensor):
+        weights, factors = decomposition
+        cores = [_to_torch(factor) for factor in factors]
+        if weights is not None:
+            cores[0] = cores[0] * _to_torch(weights)
+        return formats.cp([len(core) for core in cores], cores[0].shape[1]), cores
+    if isinstance(decomposition, TuckerTensor):
+        central, factors = decomposition
+        cores = [_to_torch(factor) for factor in (central, *factors)]
+        return formats.tucker([len(core) for core in cores[1:]], list(cores[0].shape)), cores
+    if isinstance(decomposition, TTTensor | TRTensor):
+        cores = [_to_torch(core) for core in decomposition.factors]
+        shape, lefts = [core.shape[1] for core in cores], [core.shape[0] for core in cores]
+        if isinstance(decomposition, TRTensor):
+            return formats.tr(shape, lefts), cores
+        return formats.tt(shape, lefts[1:]), [cores[0].squeeze(0), *cores[1:-1], cores[-1].squeeze(-1)]
+    raise InputError(
+        f"decomposition is a {type(decomposition).__name__}; it must be a CPTensor, TuckerTensor, TTTensor or TRTensor"
+    )
+
+
+def _to_torch(array: Any) -> Tensor:
+    return array.detach().clone() if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
