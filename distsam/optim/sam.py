@@ -54,8 +54,6 @@ class SAM(Wrapper):
         max_skipped: int = 10,
     ) -> None:
         super().__init__(base_optimizer, max_skipped)
-        if any(isinstance(w, SAM) for w in self.chain() if w is not self):
-            raise TypeError("SAM inside another wrapper's base: put SAM outermost, as SAM(DAS(base))")
         if not 0 <= rho < float("inf"):
             raise ValueError(f"rho={rho}: the radius is a number of at least 0")
         if scope not in SCOPES:

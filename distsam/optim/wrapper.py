@@ -31,6 +31,8 @@ class Wrapper(Optimizer):
             raise TypeError(f"base_optimizer={base_optimizer!r}: pass a built torch optimizer, not its class")
         if isinstance(base_optimizer, torch.optim.LBFGS):
             raise TypeError("base_optimizer=LBFGS: it evaluates its closure itself; use a first-order optimizer")
+        if isinstance(base_optimizer, Wrapper) and not isinstance(base_optimizer, OnePass):
+            raise TypeError("SAM inside another optimizer: put SAM outermost, as SAM(DAS(base))")
         self.base = base_optimizer
         # Not Optimizer.__init__: it would give this object groups and a state of its own.
         self.__setstate__({"defaults": base_optimizer.defaults})

@@ -253,6 +253,6 @@ def test_a_base_that_steps_by_itself_is_refused(build: Build) -> None:
 
 @every_method
 def test_a_closure_without_a_loss_is_refused(build: Build) -> None:
-    model, optimizer = run(build, "sgd", 1)
+    _, optimizer = run(build, "sgd", 1)
     with pytest.raises(ValueError, match="closure returned None"):
         optimizer.step(lambda: None)
