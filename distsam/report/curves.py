@@ -11,6 +11,7 @@ _STEP = "train/step"
 _R2_SHOWN = (-1.0, 1.0)
 _SPLITS = {"train": "#1b9e77", "validation": "#d95f02", "heldout": "#7570b3"}
 _MAX_NAMED = 10
+_DECADES_SHOWN = 1e5
 
 Rows = list[dict[str, Any]]
 
@@ -147,10 +148,16 @@ def _colours(count: int) -> list[Any]:
 
 
 def _spread_scale(axis: Any, values: list[float]) -> None:
-    """Logarithmic where the positive values span more than a factor of 20."""
+    """Logarithmic where values span more than a factor of 20, over as many decades as can be told apart."""
     positive = [value for value in values if value > 0]
-    if len(positive) == len(values) > 0 and max(positive) > 20 * min(positive):
-        axis.set_yscale("log")
+    if not positive or max(positive) <= 20 * min(positive):
+        return
+    axis.set_yscale("log")
+    lowest = max(positive) / _DECADES_SHOWN
+    # Equal start norms give a Q of rounding, 1e-13, which would press the curve against the frame.
+    if min(values) < lowest:
+        axis.set_ylim(bottom=lowest)
+        axis.set_ylabel(f"{axis.get_ylabel()}, cut off below {lowest:.0e}")
 
 
 def _legend(axis: Any, count: int) -> None:

@@ -101,9 +101,13 @@ def build_model(config: Config, problem: Problem, task: CompletionTask) -> Tenso
     """The network at its start, whole, on the task's device; the same on every rank.
 
     Raises:
-        InputError: `network.init_norms` does not give one norm a core.
+        InputError: `network.init_norms` does not give one norm a core, or there is no start from this data.
     """
     network = config.network
+    if network.init == "data":
+        return TensorNetwork.from_dense(
+            _seen(problem, task), problem.spec, seed=config.run.seed, dtype=task.dtype, device=task.device
+        )
     if network.init_norms is not None and len(network.init_norms) != problem.spec.num_cores:
         raise InputError(
             f"network.init_norms: {network.init_norms} has {len(network.init_norms)} numbers; "
@@ -172,6 +176,15 @@ def _base_optimizer(config: Config, model: nn.Module) -> Optimizer:
         return SGD(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
     kind = {"adam": Adam, "adamw": AdamW}[optim.base]
     return kind(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
+
+
+def _seen(problem: Problem, task: CompletionTask) -> torch.Tensor:
+    """The training entries as learnt, in a dense tensor that is NaN elsewhere."""
+    dense = torch.full(problem.entries.shape, float("nan"), dtype=torch.float64)
+    train = problem.split.train
+    values = (problem.entries.values[train] - task.scaling.mean) / task.scaling.std
+    dense[tuple(torch.from_numpy(problem.entries.indices[train].T))] = torch.from_numpy(values)
+    return dense
 
 
 def _einsum_spec(equation: str, sizes: dict[str, int], shape: tuple[int, ...]) -> NetworkSpec:

@@ -62,8 +62,12 @@ def _check_network(config: Config) -> None:
                 f"network.{key}: {getattr(network, key)!r} is not used by network.format={network.format};"
                 f" it takes {' and '.join(needed)}"
             )
-    if network.init == "data" and network.init_norms is not None:
-        raise InputError("network.init_norms: is not used by network.init=data; set init to gaussian")
+    if network.init == "data":
+        if network.format == "einsum":
+            raise InputError("network.init: 'data' needs format cp, tucker, tt or tr; the format is einsum")
+        for key in ("init_norms", "init_std"):
+            if getattr(network, key) is not None:
+                raise InputError(f"network.{key}: is not used by network.init=data; set init to gaussian")
 
 
 def _check_optim(config: Config) -> None:

@@ -14,7 +14,7 @@ from distsam.sharding import World
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.files import read_indices
 from distsam.tensornet import TensorNetwork
-from distsam.train.build import build_model, build_problem, build_task
+from distsam.train.build import build_problem, build_task
 from distsam.train.checkpoint import finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
 from distsam.train.config_file import load_config
@@ -47,7 +47,8 @@ def open_run(run_dir: str | Path) -> SavedRun:
     world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cuda" if use_gpu else "cpu"))
     problem = build_problem(config)
     task = build_task(config, problem, world)
-    model = build_model(config, problem, task)
+    # Its start is overwritten below, so it may be any.
+    model = TensorNetwork(problem.spec, dtype=task.dtype, device=task.device)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
     prefix = BEST if has_best else MODEL
     load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})

@@ -1,0 +1,66 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import pytest
+
+from distsam.errors import InputError
+from distsam.report import curves
+
+
+def row(step: int) -> dict[str, float | int | None]:
+    return {
+        "train/step": step,
+        "train/loss": None if step == 0 else 1 / step,
+        "train/r2": 1 - 1 / (step + 1),
+        "heldout/r2": -float(step),
+        "balance/network/norm_deviation": 1e-13 if step == 0 else 10.0 * step,
+        "balance/network/core_norm_sq/0": 1.0 + step,
+        "balance/network/core_norm_sq/1": 2.0,
+    }
+
+
+def write(folder: Path, rows: list[dict[str, float | int | None]], tail: str = "") -> Path:
+    text = "".join(json.dumps(r) + "\n" for r in rows)
+    (folder / "metrics.jsonl").write_text(text + tail)
+    return folder
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20])
+def test_curves_are_drawn_however_few_rows_there_are(tmp_path: Path, steps: int) -> None:
+    target = curves.draw_curves(write(tmp_path, [row(s) for s in range(steps)], tail='{"cut'))
+    assert matplotlib.image.imread(target).shape[:2] == (960, 1440)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
+
+
+def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch()))
+    curves.draw_curves(write(tmp_path, [row(s) for s in range(20)]))
+    loss, r2, deviation, norms = figures[0].axes
+    assert all("[" in axis.get_ylabel() for axis in figures[0].axes)
+    assert all("[updates]" in axis.get_xlabel() for axis in (deviation, norms))
+    assert "cut off below -1" in r2.get_ylabel()
+    assert r2.get_ylim()[0] == -1
+    assert "cut off" in deviation.get_ylabel()
+    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["core 0", "core 1"]
+    assert len(loss.lines) == 1
+
+
+def test_many_cores_get_a_note_instead_of_a_legend(tmp_path: Path) -> None:
+    rows = [{"train/step": s, **{f"balance/n/core_norm_sq/{i}": i + s for i in range(40)}} for s in range(3)]
+    assert curves.draw_curves(write(tmp_path, rows)).exists()
+
+
+def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"metrics.jsonl: no such file"):
+        curves.draw_curves(tmp_path)
+
+
+def test_report_is_imported_without_torch() -> None:
+    code = "import distsam.report.curves, sys; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,181 @@
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from distsam.errors import InputError
+from distsam.train.checkpoint import Checkpointer, finished_checkpoints
+from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
+
+
+def tensors() -> dict[str, Tensor]:
+    return {"model.a": torch.arange(6.0).view(2, 3), "optim.a.step": torch.tensor(3.0)}
+
+
+def empty() -> dict[str, Tensor]:
+    return {name: torch.zeros_like(value) for name, value in tensors().items()}
+
+
+def save(folder: Path, *steps: int, keep: int = 3) -> Checkpointer:
+    checkpointer = Checkpointer(folder, keep, rank=0)
+    for step in steps:
+        checkpointer.save(step, tensors(), {"note": "x"})
+    checkpointer.wait()
+    return checkpointer
+
+
+def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    [path] = finished_checkpoints(tmp_path)
+    loaded = empty()
+    load_tensors(path, loaded)
+    assert all(torch.equal(loaded[name], value) for name, value in tensors().items())
+    assert read_facts(path) == {"step": 7, "note": "x"}
+    assert tensor_shapes(path)["model.a"] == (torch.Size([2, 3]), torch.float32)
+
+
+def test_changes_after_save_has_returned_do_not_leak_into_the_file(tmp_path: Path) -> None:
+    weights = {"model.a": torch.ones(1000, 1000)}
+    checkpointer = Checkpointer(tmp_path, 1, rank=0)
+    checkpointer.save(1, weights, {})
+    weights["model.a"].zero_()
+    checkpointer.wait()
+    loaded = {"model.a": torch.zeros(1000, 1000)}
+    load_tensors(tmp_path / "step-00000001", loaded)
+    assert torch.equal(loaded["model.a"], torch.ones(1000, 1000))
+
+
+def test_the_last_ones_are_kept_in_order(tmp_path: Path) -> None:
+    save(tmp_path, 5, 10, 15, 20, keep=2)
+    assert [p.name for p in finished_checkpoints(tmp_path)] == ["step-00000015", "step-00000020"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_poll_publishes_only_what_is_done(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path, 2, rank=0)
+    checkpointer.poll()
+    checkpointer.save(1, tensors(), {})
+    assert not finished_checkpoints(tmp_path)
+    assert checkpointer._pending is not None
+    checkpointer._pending[1].result()
+    checkpointer.poll()
+    assert [p.name for p in finished_checkpoints(tmp_path)] == ["step-00000001"]
+
+
+def test_a_step_is_not_saved_twice(tmp_path: Path) -> None:
+    checkpointer = save(tmp_path, 4)
+    before = (tmp_path / "step-00000004" / ".metadata").stat().st_mtime_ns
+    checkpointer.save(4, tensors(), {})
+    checkpointer.wait()
+    assert (tmp_path / "step-00000004" / ".metadata").stat().st_mtime_ns == before
+
+
+def test_a_checkpoint_cut_short_is_never_offered_and_is_cleared_away(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3, 4, keep=4)
+    (tmp_path / "step-00000002" / ".metadata").unlink()
+    (tmp_path / "step-00000003" / "state.json").unlink()
+    (tmp_path / "step-00000004").rename(tmp_path / "step-00000004.tmp")
+    assert [p.name for p in finished_checkpoints(tmp_path)] == ["step-00000001"]
+    newest = Checkpointer(tmp_path, 4, rank=0).newest()
+    assert newest == tmp_path / "step-00000001"
+    assert not (tmp_path / "step-00000004.tmp").exists()
+
+
+def test_a_save_that_fails_says_which_step_and_why(tmp_path: Path) -> None:
+    checkpointer = Checkpointer(tmp_path / "c", 1, rank=0)
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_text("in the way")
+    checkpointer.save(3, tensors(), {})
+    with pytest.raises(RuntimeError, match=r"the checkpoint of step 3 could not be written: rank 0: .*in|c"):
+        checkpointer.wait()
+
+
+class Malicious:
+    """Unpickled as a call of `touch`."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_an_index_that_would_run_code_does_not(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    index = tmp_path / "step-00000001" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    metadata.planner_data = Malicious(tmp_path / "ran")
+    index.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(InputError, match=r"\.metadata: is no index of a checkpoint .* it names .*"):
+        load_tensors(index.parent, empty())
+    assert not (tmp_path / "ran").exists()
+    pickle.loads(index.read_bytes())
+    assert (tmp_path / "ran").exists(), "the test's own pickle must be able to run"
+
+
+@pytest.mark.parametrize("name", ["os.system", "builtins.eval", "torch.load", "torch.serialization.load"])
+def test_the_index_may_name_nothing_but_its_own_classes(tmp_path: Path, name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{attribute}\n.".encode())
+    with pytest.raises(InputError, match=f"it names {name}"):
+        read_index(tmp_path)
+
+
+def test_an_index_that_points_outside_its_folder_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    index = tmp_path / "step-00000001" / ".metadata"
+    metadata = pickle.loads(index.read_bytes())
+    for info in metadata.storage_data.values():
+        info.relative_path = "../../secret"
+    index.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(InputError, match=r"points outside its folder, to \.\./\.\./secret"):
+        load_tensors(index.parent, empty())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", pickle.dumps({"a": 1})])
+def test_a_damaged_index_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / ".metadata").write_bytes(content)
+    with pytest.raises(InputError, match=r"\.metadata: is no index of a checkpoint of distsam"):
+        read_index(tmp_path)
+
+
+def test_values_that_are_no_tensors_are_never_unpickled(tmp_path: Path) -> None:
+    dcp.save({"model.a": Malicious(tmp_path / "ran")}, checkpoint_id=tmp_path / "c")
+    with pytest.raises(InputError, match=r"holds no tensor model\.a"):
+        load_tensors(tmp_path / "c", {"model.a": torch.zeros(2)})
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_both_shapes(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "step-00000001"
+    with pytest.raises(InputError, match=r"model.a has shape \(2, 3\), the model has \(3, 2\)"):
+        load_tensors(path, {"model.a": torch.zeros(3, 2)})
+    with pytest.raises(InputError, match=r"holds no tensor model.b; it is a checkpoint of another model"):
+        load_tensors(path, {"model.b": torch.zeros(3, 2)})
+
+
+def test_truncated_tensors_are_refused_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    path = tmp_path / "step-00000001"
+    (path / "__0_0.distcp").write_bytes(b"")
+    with pytest.raises(InputError, match=r"step-00000001: cannot be loaded: "):
+        load_tensors(path, empty())
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"step": "x"}'])
+def test_damaged_facts_are_refused_by_name(tmp_path: Path, content: str) -> None:
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(InputError, match=r"state.json: "):
+        read_facts(tmp_path)
+
+
+def test_facts_are_plain_json(tmp_path: Path) -> None:
+    save(tmp_path, 2)
+    assert json.loads((tmp_path / "step-00000002" / "state.json").read_text())["step"] == 2

@@ -1,0 +1,156 @@
+from pathlib import Path
+
+import pytest
+
+from distsam.errors import InputError
+from distsam.train.config import all_keys
+from distsam.train.config_checks import split_method
+from distsam.train.config_file import load_config, to_yaml
+
+MINIMAL = """
+data: {source: covid19_serology}
+network: {format: tucker, ranks: [8, 6, 8]}
+train: {steps: 100}
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "small.yaml"
+    file.write_text(MINIMAL)
+    return file
+
+
+def test_overrides_win_and_the_last_one_counts(path: Path) -> None:
+    config = load_config(path, ["train.steps=5", "optim.lr=1e-3", "train.steps=7", "network.ranks=[2,2,2]"])
+    assert (config.train.steps, config.optim.lr, config.network.ranks) == (7, 1e-3, [2, 2, 2])
+
+
+def test_run_dir_is_named_after_the_config_file(path: Path) -> None:
+    assert load_config(path).run.dir == "runs/small"
+
+
+def test_data_path_is_found_from_another_folder(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    config = load_config(path, ["data.source=file", "data.path=x.npz"])
+    assert config.data.path == str(path.parent / "x.npz")
+
+
+def test_resolved_config_loads_to_itself(path: Path, tmp_path: Path) -> None:
+    config = load_config(path, ["optim.alpha=0.1", "run.dir=${data.source}"])
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config(saved) == config
+    assert config.run.dir == "covid19_serology"
+
+
+def test_an_empty_section_takes_its_defaults(path: Path) -> None:
+    assert load_config(path, ["wandb=null"]).wandb.mode == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.rh=1", "optim.rh: unknown key; did you mean optim.rho?"),
+        ("optm.rho=1", "optm: unknown key; did you mean optim?"),
+        ("optim.steps=3", "optim.steps: unknown key; did you mean train.steps?"),
+        ("lr=3", "lr: unknown key; did you mean optim.lr?"),
+        ("optim.rho=-1", "optim.rho: -1 is not valid; must be >= 0"),
+        ("optim.rho=.nan", "optim.rho: nan is not valid; must be a finite number"),
+        ("train.steps=abc", "train.steps: 'abc' is not valid; must be a whole number"),
+        ("train.steps=1.5", "train.steps: 1.5 is not valid; must be a whole number"),
+        ("train.steps=true", "train.steps: True is not valid; must be a whole number"),
+        ("train.steps=0", "train.steps: 0 is not valid; must be >= 1"),
+        ("train.steps.x=3", "train.steps: {'x': 3} is not valid; must be a whole number"),
+        ("optim.lr=null", "optim.lr: null is not valid; must be a number"),
+        ("run.dir=2024", "run.dir: 2024 is not valid; must be a text (quote numbers)"),
+        ("data.observed=0", "data.observed: 0 is not valid; must be > 0"),
+        ("data.observed=1.01", "data.observed: 1.01 is not valid; must be <= 1"),
+        ("network.ranks=[1,0]", "network.ranks[1]: 0 is not valid; must be >= 1"),
+        ("network.bond_dim=a", "network.bond_dim: 'a' is not valid; must be a whole number or a list"),
+        ("optim=3", "optim: 3 is not valid; must be a section with keys"),
+        ("data=null", "data.source: is missing; A data set that installs"),
+        ("wandb.mode=on", "wandb.mode: True is not valid; must be one of disabled, offline, online"),
+        ("run.seed", "run.seed: is no override; write section.key=value"),
+        ("=3", "=3: is no override"),
+        ("optim.lr=[1,", "optim.lr: '[1,' cannot be read"),
+        ("optim.lr=${no.such}", "optim.lr: cannot be resolved: Interpolation key 'no.such' not found"),
+        ("optim.lr=???", "optim.lr: cannot be resolved: Missing mandatory value"),
+        ("optim.method=sam+dos", "optim.method: 'sam+dos' is unknown; must be one of base, sam"),
+        ("optim.method=sam+base", "optim.method: 'sam+base' is no sum; base stands alone"),
+        ("optim.method=das+nbar", "optim.method: 'das+nbar' rescales twice"),
+        ("optim.method=das", "optim.alpha: is missing; optim.method=das needs"),
+        ("optim.momentum=0.9", "optim.momentum: 0.9 is for sgd; optim.base is adam"),
+        ("network.bond_dim=3", "network.bond_dim: 3 is not used by network.format=tucker; it takes ranks"),
+        ("network.ranks=null", "network.ranks: is missing; network.format=tucker needs it"),
+        ("data.source=file", "data.path: is missing; source file needs a .npy or .npz file"),
+        ("data.path=x.npz", "data.path: 'x.npz' is not used by data.source=covid19_serology"),
+        ("data.source=lowrank", "data.equation: is missing; data.source=lowrank needs it"),
+        ("data.split=fibres", "data.fibre_mode: is missing"),
+        ("sharding.replicas=2", "sharding.replicas: 2 needs sharding.plan=fsdp"),
+    ],
+)
+def test_a_mistake_is_one_line_with_key_value_and_remedy(path: Path, override: str, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(path, [override])
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("formatting", "key"),
+    [("cp", "bond_dim"), ("tt", "bond_dim"), ("tr", "bond_dim"), ("einsum", "equation")],
+)
+def test_a_format_without_its_size_is_refused(path: Path, formatting: str, key: str) -> None:
+    with pytest.raises(InputError, match=f"network.{key}: is missing"):
+        load_config(path, [f"network.format={formatting}", "network.ranks=null"])
+
+
+def test_early_stopping_needs_validation_entries(path: Path) -> None:
+    with pytest.raises(InputError, match=r"train.early_stopping: 3 needs data.validation > 0"):
+        load_config(path, ["train.early_stopping=3", "data.validation=0"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1, 2", "cannot be read as YAML"),
+        ("- 1", "must be a mapping of sections"),
+        ("data: {source: il2}\ndata: {}\n", "cannot be read as YAML: .*duplicate key"),
+        (b"\xff\xfe\x00", "cannot be read as YAML"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str | bytes, message: str) -> None:
+    file = tmp_path / "bad.yaml"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(str(file))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone.yaml: no such config file"):
+        load_config(tmp_path / "gone.yaml")
+    with pytest.raises(InputError, match="is a folder"):
+        load_config(tmp_path)
+
+
+def test_methods_split_into_their_parts() -> None:
+    assert split_method("sam+das") == ("sam", "das")
+    assert split_method("base") == ("base",)
+    with pytest.raises(InputError, match="names a part twice"):
+        split_method("sam+sam")
+
+
+def test_the_keys_that_others_script_against_are_there() -> None:
+    promised = {
+        "run": ("dir", "seed"),
+        "data": ("source", "path", "observed"),
+        "network": ("format", "bond_dim", "ranks"),
+        "optim": ("method", "base", "lr", "weight_decay", "rho", "alpha"),
+        "sharding": ("plan",),
+        "train": ("steps", "batch_size", "log_every", "resume"),
+        "wandb": ("mode",),
+    }
+    assert {f"{section}.{key}" for section, keys in promised.items() for key in keys} <= set(all_keys())
