@@ -1,13 +1,15 @@
 """Evaluate a batch of entries by a plan: merge, gather, join."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import contract
-from distsam.tensornet.planner import EntryPlan, GroupPlan
+from distsam.tensornet.planner import EntryPlan, GroupPlan, block_length
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -28,37 +30,91 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
     """
     checked = _check_range(indices, spec.shape)
     positions = dict(zip(spec.modes, checked.unbind(1), strict=True))
-    gathered = [
-        _gather(group, spec, [cores[k] for k in group.cores], positions, plan.batch_last) for group in plan.groups
+    tables = [contract(group.merge, [cores[k] for k in group.cores]) for group in plan.groups]
+    rows = [_combined_rows(group, spec, positions) for group in plan.groups]
+    if not plan.batch_last:
+        return contract(plan.join, [_take(*item) for item in zip(plan.groups, tables, rows, strict=True)])
+    # (bonds together, rows of the table); one group has no bonds left.
+    tables_CR = [
+        table.reshape(prod(table.shape[: -len(group.modes)]), -1)
+        for table, group in zip(tables, plan.groups, strict=True)
     ]
-    return contract(plan.join, gathered)
+    return _ProductSum.apply(*tables_CR, *rows)
 
 
 def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
-    sizes = torch.tensor(shape, device=indices.device)
     if indices.device.type != "cpu":
         # A combined row could fall back into the table: such entries get a row that torch's assertion refuses.
-        outside = ((indices < 0) | (indices >= sizes)).any(1, keepdim=True)
-        return torch.where(outside, -1, indices)
+        outside = (indices < 0) | (indices >= torch.tensor(shape, device=indices.device))
+        return torch.where(outside.any(1, keepdim=True), -1, indices)
     if indices.numel():
-        lowest, highest = torch.aminmax(indices, dim=0)
-        for mode, (low, high, size) in enumerate(zip(lowest.tolist(), highest.tolist(), shape, strict=True)):
+        lowest, highest = (bound.tolist() for bound in torch.aminmax(indices, dim=0))
+        for mode, (low, high, size) in enumerate(zip(lowest, highest, shape, strict=True)):
             if low < 0 or high >= size:
                 wrong = low if low < 0 else high
                 raise IndexError(f"indices[:, {mode}] holds {wrong}; mode {mode} has positions 0 to {size - 1}")
     return indices
 
 
-def _gather(
-    group: GroupPlan, spec: NetworkSpec, cores: Sequence[Tensor], positions: Mapping[str, Tensor], batch_last: bool
-) -> Tensor:
-    table = contract(group.merge, cores)
+def _combined_rows(group: GroupPlan, spec: NetworkSpec, positions: Mapping[str, Tensor]) -> Tensor | None:
     if not group.modes:
+        return None
+    return reduce(lambda row, mode: row * spec.size(mode) + positions[mode], group.modes[1:], positions[group.modes[0]])
+
+
+def _take(group: GroupPlan, table: Tensor, rows: Tensor | None) -> Tensor:
+    if rows is None:
         return table
     first = group.merge.output.index(group.modes[0])
-    table = table.flatten(first, first + len(group.modes) - 1)
-    rows = reduce(lambda row, mode: row * spec.size(mode) + positions[mode], group.modes[1:], positions[group.modes[0]])
-    if batch_last:
-        # gather's backward (scatter_add) adds in a fixed order on CPU; that of table[:, rows] does not.
-        return table.gather(-1, rows.expand(*table.shape[:-1], -1))
-    return table.index_select(first, rows)
+    return table.flatten(first, first + len(group.modes) - 1).index_select(first, rows)
+
+
+class _ProductSum(torch.autograd.Function):
+    """values_B = sum over c of the product over tables of table[c, rows_B].
+
+    Neither what is gathered nor its gradient exists for more than a block of c at a time: backward gathers again,
+    which costs less than to write and read B x C numbers. gather and scatter_add add in a fixed order on CPU, unlike
+    the backward of table[:, rows].
+    """
+
+    @staticmethod
+    def forward(*tables_and_rows: Tensor) -> Tensor:
+        tables, rows = _halves(tables_and_rows)
+        values = tables[0].new_zeros(rows[0].shape)
+        for block in _blocks(tables[0], rows[0]):
+            values += reduce(torch.mul, _gather_block(tables, rows, block)).sum(0)
+        return values
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        tables, rows = _halves(ctx.saved_tensors)
+        if torch.is_grad_enabled():
+            # Someone differentiates the gradient: let autograd see how it comes about.
+            values = reduce(torch.mul, _gather_block(tables, rows, slice(None))).sum(0)
+            return *torch.autograd.grad(values, tables, grad_B, create_graph=True), *[None] * len(rows)
+        grads = [torch.zeros_like(table) for table in tables]
+        for block in _blocks(tables[0], rows[0]):
+            gathered = _gather_block(tables, rows, block)
+            for k, grad in enumerate(grads):
+                others = reduce(torch.mul, gathered[:k] + gathered[k + 1 :], grad_B.expand_as(gathered[k]))
+                grad[block].scatter_add_(1, rows[k].expand_as(others), others)
+        return *grads, *[None] * len(rows)
+
+
+def _halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    half = len(tables_and_rows) // 2
+    return list(tables_and_rows[:half]), list(tables_and_rows[half:])
+
+
+def _blocks(table_CR: Tensor, rows_B: Tensor) -> Iterator[slice]:
+    num_bonds, step = len(table_CR), block_length(rows_B.numel())
+    return (slice(start, start + step) for start in range(0, num_bonds, step))
+
+
+def _gather_block(tables: Sequence[Tensor], rows: Sequence[Tensor], block: slice) -> list[Tensor]:
+    cut = [table[block] for table in tables]
+    return [table.gather(1, row.expand(len(table), -1)) for table, row in zip(cut, rows, strict=True)]

@@ -13,12 +13,16 @@ from itertools import combinations
 from math import prod
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
+from distsam.tensornet.cost import LARGE_ELEMENTS, Work, cost_ns
 from distsam.tensornet.spec import NetworkSpec
 
 # The index of the batch in contractions; no index of a spec can be called so.
 BATCH = "*"
 # All cuts are tried up to this many cores (52 of them); above it, groups are joined greedily.
 MAX_CORES_EXHAUSTIVE = 5
+
+# A joined block of gathered numbers: 2 MiB in float32, so that it is still in a core's cache when it is used.
+BLOCK_ELEMENTS = 2**19
 
 Cut = tuple[tuple[int, ...], ...]
 
@@ -46,13 +50,20 @@ class EntryPlan:
         join: the contraction of what is gathered.
         batch_last: gather from tables laid out (bonds, rows) into (bonds, B), for joins that are products and sums;
             otherwise rows are gathered for batched matrix products.
-        cost_ns: what forward and backward cost by the model below, in nanoseconds of one thread.
+        work: what forward and backward have to do.
+        batch_elements: size of the largest tensor that has a row per entry.
     """
 
     groups: tuple[GroupPlan, ...]
     join: ContractionPlan
     batch_last: bool
-    cost_ns: float
+    work: Work
+    batch_elements: int
+
+    @property
+    def cost_ns(self) -> float:
+        """What forward and backward take by the cost model, in nanoseconds of one CPU thread."""
+        return cost_ns(self.work)
 
     @property
     def cut(self) -> Cut:
@@ -68,7 +79,7 @@ def plan_entries(spec: NetworkSpec, batch_size: int) -> EntryPlan:
 @lru_cache(maxsize=1024)
 def _cheapest(spec: NetworkSpec, batch_size: int) -> EntryPlan:
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
-        cuts = _connected_cuts(spec)
+        cuts = connected_cuts(spec)
         return min((plan_cut(spec, cut, batch_size) for cut in cuts), key=lambda plan: plan.cost_ns)
     plans = [plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)]
     while len(plans[-1].groups) > 1:
@@ -79,7 +90,8 @@ def _cheapest(spec: NetworkSpec, batch_size: int) -> EntryPlan:
     return min(plans, key=lambda plan: plan.cost_ns)
 
 
-def _connected_cuts(spec: NetworkSpec) -> Iterator[Cut]:
+def connected_cuts(spec: NetworkSpec) -> Iterator[Cut]:
+    """Every way to cut the network into groups that hang together by indices they share."""
     for cut in _set_partitions(tuple(range(spec.num_cores))):
         if all(_is_connected(spec, group) for group in cut):
             yield cut
@@ -111,29 +123,36 @@ def _joined_pairs(spec: NetworkSpec, cut: Cut) -> Iterator[Cut]:
 
 
 def plan_cut(spec: NetworkSpec, cut: Cut, batch_size: int) -> EntryPlan:
-    """The plan that uses these groups of cores, and its cost."""
+    """The plan that uses these groups of cores, and its work."""
     outer = [_outer_bonds(spec, group) for group in cut]
     modes = [tuple(m for m in spec.modes if any(m in spec.cores[k] for k in group)) for group in cut]
     # Only where every table carries every outer bond is the join a product and a sum.
     batch_last = all(m and set(bonds) == set(outer[0]) for bonds, m in zip(outer, modes, strict=True))
-    groups = []
-    for group, bonds, group_modes in zip(cut, outer, modes, strict=True):
-        table = bonds + group_modes if batch_last else group_modes + bonds
-        if len(group) == 1 and len(group_modes) <= 1 and not batch_last:
-            # One core and no positions to combine: its slices are taken where they lie.
-            table = tuple(i for i in spec.cores[group[0]] if i in table)
-        merge = plan_contraction(tuple(spec.cores[k] for k in group), table, spec.sizes)
-        natural = tuple(i for i in merge.natural_output if i in group_modes)
-        if natural != group_modes and len(group) > 1:
-            # The order in which positions combine into a row is free: take the one that costs no copy.
-            table = tuple(i for i in table if i not in natural)
-            table = table + natural if batch_last else natural + table
-            group_modes, merge = natural, plan_contraction(merge.operands, table, spec.sizes)
-        groups.append(GroupPlan(group, group_modes, merge))
+    groups = tuple(_plan_group(spec, *group, batch_last) for group in zip(cut, modes, outer, strict=True))
     sizes = (*spec.sizes, (BATCH, batch_size))
     join = plan_contraction(tuple(group.gathered for group in groups), (BATCH,), sizes)
-    cost_ns = _cost_ns(spec, groups, join, batch_last, batch_size)
-    return EntryPlan(tuple(groups), join, batch_last, cost_ns)
+    rows = [prod(spec.size(i) for i in group.gathered if i != BATCH) for group in groups if group.modes]
+    work = _work_of(spec, groups, join, rows, batch_last, batch_size)
+    if batch_last:
+        batch_elements = min(rows[0], block_length(batch_size)) * batch_size
+    else:
+        batch_elements = max(max(rows) * batch_size, *join.intermediates)
+    return EntryPlan(groups, join, batch_last, work, batch_elements)
+
+
+def _plan_group(
+    spec: NetworkSpec, cores: tuple[int, ...], modes: Indices, bonds: Indices, batch_last: bool
+) -> GroupPlan:
+    def merge_into(table: Indices) -> ContractionPlan:
+        return plan_contraction(tuple(spec.cores[k] for k in cores), table, spec.sizes)
+
+    if len(cores) == 1 and len(modes) <= 1 and not batch_last:
+        # One core and no positions to combine: its slices are taken where they lie.
+        return GroupPlan(cores, modes, merge_into(tuple(i for i in spec.cores[cores[0]] if i in modes + bonds)))
+    merge = merge_into(bonds + modes if batch_last else modes + bonds)
+    # The order in which positions combine into a row is free: take the one that costs no copy.
+    modes = tuple(i for i in merge.natural_output if i in modes)
+    return GroupPlan(cores, modes, merge_into(bonds + modes if batch_last else modes + bonds))
 
 
 def _outer_bonds(spec: NetworkSpec, group: Sequence[int]) -> Indices:
@@ -142,12 +161,30 @@ def _outer_bonds(spec: NetworkSpec, group: Sequence[int]) -> Indices:
     return tuple(bond for bond in spec.bonds if bond in inside and bond in outside)
 
 
-def _cost_ns(
-    spec: NetworkSpec, groups: Sequence[GroupPlan], join: ContractionPlan, batch_last: bool, batch_size: int
-) -> float:
-    cost = 20000.0 * (len(join.pairs) + len(groups)) + 1.0 * join.multiply_adds
-    for group in groups:
-        cost += 0.1 * group.merge.multiply_adds + 3.0 * sum(group.merge.intermediates)
-        row = prod(spec.size(i) for i in group.gathered if i != BATCH)
-        cost += 4.0 * row * batch_size if group.modes else 0.0
-    return cost
+def _work_of(
+    spec: NetworkSpec,
+    groups: Sequence[GroupPlan],
+    join: ContractionPlan,
+    rows: Sequence[int],
+    batch_last: bool,
+    batch_size: int,
+) -> Work:
+    made = [n for group in groups for n in group.merge.intermediates]
+    tables = [prod(spec.size(i) for i in group.merge.output) for group in groups]
+    gathered = [row * batch_size for row in rows]
+    large = made if batch_last else made + gathered + list(join.intermediates)
+    return Work(
+        calls=sum(len(group.merge.pairs) + 1 for group in groups) + len(join.pairs),
+        merge_multiply_adds=sum(group.merge.multiply_adds for group in groups),
+        table_elements=sum(tables) + sum(made),
+        column_elements=sum(gathered) if batch_last else 0,
+        rows=0 if batch_last else len(rows) * batch_size,
+        row_elements=0 if batch_last else sum(gathered),
+        join_multiply_adds=0 if batch_last else join.multiply_adds,
+        large_elements=sum(n for n in large if n >= LARGE_ELEMENTS),
+    )
+
+
+def block_length(batch_size: int) -> int:
+    """Over how many bond combinations at a time rows are gathered, multiplied and summed."""
+    return max(1, BLOCK_ELEMENTS // max(batch_size, 1))

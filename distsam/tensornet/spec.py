@@ -110,6 +110,10 @@ def _check_names(spec: NetworkSpec) -> None:
         if not core:
             raise InputError(f"core {name!r} carries no index; a core needs at least one")
         _check_unique(core, f"core {name!r}", "an index may stand only once in a core")
+        for index in core:
+            # The planner adds indices of its own: "*" for the batch, "b'" for a bond's second copy.
+            if not index.isidentifier():
+                raise InputError(f"index {index!r} of core {name!r} is no name; use letters, digits and underscores")
     _check_unique(spec.modes, "the full tensor", "every mode may stand only once")
     carried = {index for core in spec.cores for index in core}
     for mode in spec.modes:
