@@ -1,0 +1,72 @@
+"""Who am I: read from torchrun's variables, from Slurm's, or alone."""
+
+import pytest
+import torch
+
+import distsam
+from distsam.errors import InputError
+from distsam.sharding import World, make_mesh, open_world
+from distsam.sharding.world import _place
+
+TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
+SLURM_STEP = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "SLURM_STEP_ID": "0"}
+
+
+def world_of(size: int) -> World:
+    return World(0, size, 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("env", "place"),
+    [
+        ({}, (0, 1, 0)),
+        (TORCHRUN, (3, 4, 1)),
+        (SLURM_STEP, (5, 8, 2)),
+        ({**SLURM_STEP, **TORCHRUN}, (3, 4, 1)),
+        # a plain start inside an allocation: tasks were asked for, but this is none of them
+        ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, (0, 1, 0)),
+    ],
+)
+def test_the_place_in_the_run_is_read_from_the_launcher(env: dict[str, str], place: tuple[int, int, int]) -> None:
+    assert _place(env) == place
+
+
+def test_alone_there_is_no_process_group_and_no_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, *SLURM_STEP):
+        monkeypatch.delenv(name, raising=False)
+    world = open_world("cpu")
+    assert (world.rank, world.world_size, world.device.type) == (0, 1, "cpu")
+    assert not torch.distributed.is_initialized()
+    assert make_mesh(world, "fsdp") is None
+
+
+def test_a_model_without_a_mesh_is_left_as_it_is() -> None:
+    model = distsam.TensorNetwork(distsam.cp((4, 5), 2))
+    before = list(model.parameters())
+    assert distsam.shard(model, None, "fsdp") is model
+    assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("plan", "size", "replicas", "message"),
+    [
+        ("zero", 2, 1, "sharding.plan=zero"),
+        ("fsdp", 4, 3, "sharding.replicas=3: it must divide the world size, which is 4"),
+        ("fsdp", 4, 0, "sharding.replicas=0"),
+        ("replicate", 4, 2, "no shard axis"),
+    ],
+)
+def test_a_mesh_that_cannot_be_is_refused(plan: str, size: int, replicas: int, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make_mesh(world_of(size), plan, replicas)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(InputError, match="sharding.device=tpu"):
+        open_world("tpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no CUDA device"):
+        open_world("cuda")
