@@ -38,7 +38,7 @@ class DataConfig(_Section):
         description="A data set that installs with distsam, a file of yours, or a synthetic low-rank tensor."
     )
     path: str | None = Field(default=None, description="The .npy or .npz file of source: file.")
-    observed: float = Field(default=0.3, gt=0, le=1, description="Share of the entries that is not held out.")
+    observed: float = Field(default=0.8, gt=0, le=1, description="Share of the entries that is not held out.")
     validation: float = Field(default=0.1, ge=0, lt=1, description="Share of the observed kept for choosing weights.")
     split: Literal["random", "fibres"] = Field(default="random", description="Hold out entries or whole fibres.")
     fibre_mode: int | None = Field(default=None, ge=0, description="The mode along which fibres are held out.")

@@ -25,10 +25,21 @@ def world_of(size: int) -> World:
         ({**SLURM_STEP, **TORCHRUN}, (3, 4, 1)),
         # a plain start inside an allocation: tasks were asked for, but this is none of them
         ({"SLURM_NTASKS": "8", "SLURM_JOB_ID": "7"}, (0, 1, 0)),
+        # the same where salloc's shell is a step of its own
+        ({**SLURM_STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1, 0)),
     ],
 )
 def test_the_place_in_the_run_is_read_from_the_launcher(env: dict[str, str], place: tuple[int, int, int]) -> None:
     assert _place(env) == place
+
+
+def test_without_scontrol_a_srun_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**SLURM_STEP, "SLURM_STEP_NODELIST": "gpu[01-02]", "PATH": "/nowhere"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"MASTER_ADDR: is not set.*gpu\[01-02\]"):
+        open_world("cpu")
 
 
 def test_alone_there_is_no_process_group_and_no_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
