@@ -73,7 +73,7 @@ def test_a_mesh_that_cannot_be_is_refused(plan: str, size: int, replicas: int, m
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(InputError, match="sharding.device=tpu"):
+    with pytest.raises(InputError, match=r"sharding.device=tpu"):
         open_world("tpu")
 
 
