@@ -5,13 +5,16 @@ is wrong, and ended with 2. Checking the config in one process beforehand would 
 """
 
 import logging
+import os
 import sys
+import time
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main
 
 BAD_INPUT = 2
+LAST_WORDS_S = 3.0
 
 
 def run() -> int:
@@ -24,6 +27,9 @@ def run() -> int:
         _, first = error.get_first_failure()
         if first.exitcode != BAD_INPUT:
             print(error, file=sys.stderr)
+        elif os.environ.get("NNODES", "1") != "1":
+            # The other machines' ranks end with 2 too, but a launcher that loses the one it met at ends with an error.
+            time.sleep(LAST_WORDS_S)
         # A rank that was killed by signal s has -s; shells call that 128 + s.
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:

@@ -80,11 +80,13 @@ def make_mesh(world: World, plan: str, replicas: int = 1) -> DeviceMesh | None:
 
 def _place(env: Mapping[str, str]) -> tuple[int, int, int]:
     """(rank, world size, local rank): torchrun's words first, then Slurm's, else alone."""
-    for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
-        # Inside an sbatch script or salloc shell there is SLURM_NTASKS but no task: a plain start is alone.
-        is_task = names[0] in env and ("SLURM_STEP_ID" in env or names[0] == "RANK")
-        if is_task and names[1] in env:
-            return int(env[names[0]]), int(env[names[1]]), int(env.get(names[2], "0"))
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", "0"))
+    # Inside an sbatch script or salloc shell there is SLURM_NTASKS but no task: a plain start is alone. Where that
+    # shell is a step itself, SLURM_NTASKS counts the job's tasks and only SLURM_STEP_NUM_TASKS those of the step.
+    if "SLURM_PROCID" in env and "SLURM_STEP_ID" in env and "SLURM_NTASKS" in env:
+        size = env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"])
+        return int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0"))
     return 0, 1, 0
 
 
@@ -102,14 +104,22 @@ def _rendezvous(env: Mapping[str, str]) -> dict[str, str]:
     """MASTER_ADDR and MASTER_PORT where the launcher left them out: srun does, torchrun does not."""
     if "MASTER_ADDR" in env and "MASTER_PORT" in env:
         return {}
-    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", ""))
-    listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=False)
-    if listing.returncode or not listing.stdout.split():
+    nodes = _host_names(env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", "")))
+    # Jobs on one node and steps of one job must not meet on a port; ports from 32768 on are the system's to give out.
+    port = 20000 + (int(env.get("SLURM_JOB_ID", "0")) * 16 + int(env.get("SLURM_STEP_ID", "0")) % 16) % 12000
+    return {"MASTER_ADDR": env.get("MASTER_ADDR", nodes[0]), "MASTER_PORT": env.get("MASTER_PORT", str(port))}
+
+
+def _host_names(nodes: str) -> list[str]:
+    """One name a node from Slurm's `gpu[01-16]`."""
+    try:
+        listing = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+        names = listing.stdout.split()
+    except (OSError, subprocess.CalledProcessError):
+        names = []
+    if not names:
         raise InputError(
-            f"MASTER_ADDR is not set and scontrol could not expand the node list '{nodes}'; "
+            f"MASTER_ADDR: is not set, and scontrol could not expand the node list '{nodes}'; "
             "start with torchrun or srun, or set MASTER_ADDR and MASTER_PORT"
         )
-    # Jobs on one node and steps of one job must not meet on a port.
-    port = 20000 + (int(env.get("SLURM_JOB_ID", "0")) * 16 + int(env.get("SLURM_STEP_ID", "0")) % 16) % 20000
-    first = listing.stdout.split()[0]
-    return {"MASTER_ADDR": env.get("MASTER_ADDR", first), "MASTER_PORT": env.get("MASTER_PORT", str(port))}
+    return names
