@@ -110,8 +110,8 @@ def _mistakes_as_messages() -> Iterator[None]:
 def _say(error: Exception) -> None:
     if _rank() == 0:
         print(f"distsam: {error}", file=sys.stderr, flush=True)
-    else:
-        # torchrun kills all ranks when the first one ends: let that be the one that has something to say.
+    elif os.environ.get("GROUP_RANK", "0") == "0":
+        # torchrun kills a machine's ranks when the first one ends: let that be the one that has something to say.
         time.sleep(10)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 # Ranks meet at the name of the first node, so it must resolve: an address does, whatever /etc/hosts says.
@@ -168,7 +169,8 @@ class SlurmCluster:
     def _signal_all(self, number: signal.Signals) -> None:
         """Send a signal to all that belongs to the cluster and wait, for a while, until it is gone."""
         for pid in self._processes():
-            _kill(pid, number)
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
         end_s = time.monotonic() + STOP_S
         while self._processes() and time.monotonic() < end_s:
             time.sleep(0.05)
@@ -201,10 +203,3 @@ def _environment_of(pid: int) -> list[bytes]:
         return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     except OSError:  # it has ended, or is a zombie
         return []
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:
-        pass
