@@ -159,7 +159,8 @@ def _multiply(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _broadcast(tensor: Tensor, indices: Indices, order: Indices) -> Tensor:
-    tensor = _arranged(tensor, indices, [(index,) for index in order if index in indices])
+    # Contiguous, because a product inherits the memory order of its factors, whatever its dims say.
+    tensor = _arranged(tensor, indices, [(index,) for index in order if index in indices]).contiguous()
     for dim, index in enumerate(order):
         if index not in indices:
             tensor = tensor.unsqueeze(dim)

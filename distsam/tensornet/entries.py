@@ -34,12 +34,13 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
     rows = [_combined_rows(group, spec, positions) for group in plan.groups]
     if not plan.batch_last:
         return contract(plan.join, [_take(*item) for item in zip(plan.groups, tables, rows, strict=True)])
-    # (bonds together, rows of the table); one group has no bonds left.
-    tables_CR = [
-        table.reshape(prod(table.shape[: -len(group.modes)]), -1)
-        for table, group in zip(tables, plan.groups, strict=True)
-    ]
-    return _ProductSum.apply(*tables_CR, *rows)
+    return _ProductSum.apply(*(_columns(*item) for item in zip(plan.groups, tables, strict=True)), *rows)
+
+
+def _columns(group: GroupPlan, table: Tensor) -> Tensor:
+    # (all bonds, all rows), every bond combination contiguous; one group alone has no bond left.
+    num_rows = prod(table.shape[-len(group.modes) :])
+    return table.reshape(-1, num_rows).contiguous()
 
 
 def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:

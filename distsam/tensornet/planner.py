@@ -178,7 +178,6 @@ def _work_of(
         merge_multiply_adds=sum(group.merge.multiply_adds for group in groups),
         table_elements=sum(tables) + sum(made),
         column_elements=sum(gathered) if batch_last else 0,
-        rows=0 if batch_last else len(rows) * batch_size,
         row_elements=0 if batch_last else sum(gathered),
         join_multiply_adds=0 if batch_last else join.multiply_adds,
         large_elements=sum(n for n in large if n >= LARGE_ELEMENTS),
