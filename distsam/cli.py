@@ -27,7 +27,16 @@ _SPLITS = ("train", "validation", "heldout")
 
 def main() -> None:
     """The console script."""
-    app()
+    try:
+        app()
+    except SystemExit as end:
+        if "RANK" not in os.environ and "SLURM_STEP_ID" not in os.environ:
+            raise
+        # Threads of gloo outlive the process group and abort the process (1 of 40 ends) when one of them wants
+        # the interpreter while it is taken down. All files are closed by now, so nothing is left to take down.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code if isinstance(end.code, int) else 0)
 
 
 def _print_version(wanted: bool) -> None:
@@ -54,9 +63,12 @@ def train(
 ) -> None:
     """Train; alone, under torchrun or under srun."""
     with _mistakes_as_messages():
-        from distsam.train import load_config, run_training
+        from distsam.train import load_config
 
         settings = load_config(config, overrides or [])
+        # Only now: it loads torch, which a misspelt key need not wait for.
+        from distsam.train import run_training
+
         summary = run_training(settings)
         if _rank() == 0:
             _draw(settings.run.dir)

@@ -113,8 +113,8 @@ class _Run:
         facts = read_facts(newest)
         for name, value in self.identity.items():
             if facts.get(name) != value:
-                what = "data" if name == "data_sha256" else "model"
-                raise InputError(f"{newest}: is a checkpoint of another {what}; choose another run.dir")
+                what = "other data" if name == "data_sha256" else "another model"
+                raise InputError(f"{newest}: is a checkpoint of {what}; choose another run.dir")
         if facts["step"] > self.config.train.steps:
             raise InputError(
                 f"train.steps: {self.config.train.steps} is less than the {facts['step']} steps that the run in "

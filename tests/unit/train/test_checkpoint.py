@@ -145,9 +145,10 @@ def test_a_damaged_index_is_refused_by_name(tmp_path: Path, content: bytes) -> N
         read_index(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_values_that_are_no_tensors_are_never_unpickled(tmp_path: Path) -> None:
     dcp.save({"model.a": Malicious(tmp_path / "ran")}, checkpoint_id=tmp_path / "c")
-    with pytest.raises(InputError, match=r"holds no tensor model\.a"):
+    with pytest.raises(InputError, match=r"it names .*BytesStorageMetadata"):
         load_tensors(tmp_path / "c", {"model.a": torch.zeros(2)})
     assert not (tmp_path / "ran").exists()
 

@@ -1,0 +1,78 @@
+"""How the end-to-end tests start distsam: in this process, in another, or in two under torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from click.testing import Result
+from typer.testing import CliRunner
+
+from distsam.cli import app
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = """
+data: {source: lowrank, equation: "ar,br,cr->abc", sizes: {a: 8, b: 6, c: 4, r: 2}, noise: 0.1, observed: 0.6}
+network: {format: cp, bond_dim: 2, dtype: float64}
+optim: {method: sam+das, base: adam, lr: 0.01, alpha: 0.01}
+train: {steps: 20, log_every: 5, checkpoint_every: 5, num_threads: 1}
+"""
+
+
+def small_config(folder: Path) -> Path:
+    path = folder / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def invoke(*arguments: object) -> Result:
+    """`distsam` in this process."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def environment(**more: str) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TORCHELASTIC_ERROR_FILE": "", **more}
+
+
+def alone(*arguments: object) -> list[str]:
+    """The command line of one process."""
+    return [sys.executable, "-m", "distsam", *map(str, arguments)]
+
+
+def on_two_ranks(*arguments: object) -> list[str]:
+    """The command line of two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return [*torchrun, "-m", "distsam", *map(str, arguments)]
+
+
+def run(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment(**environ), capture_output=True, text=True, timeout=170, check=False)
+
+
+def weights(run_dir: Path) -> dict[str, Any]:
+    """The last checkpoint's weights and optimizer state, whole."""
+    import torch
+
+    from distsam.train.checkpoint import finished_checkpoints
+    from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
+
+    path = finished_checkpoints(run_dir / "checkpoints")[-1]
+    tensors = {name: torch.zeros(size, dtype=dtype) for name, (size, dtype) in tensor_shapes(path).items()}
+    load_tensors(path, tensors)
+    return {"checkpoint": path.name, **{name: tensor.numpy() for name, tensor in tensors.items()}}
+
+
+def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
+    """Bit for bit where the tolerance is 0, else relative to each tensor's largest entry."""
+    left, right = weights(one), weights(other)
+    assert left.keys() == right.keys()
+    assert left.pop("checkpoint") == right.pop("checkpoint")
+    for name, value in left.items():
+        if tolerance == 0:
+            assert value.tobytes() == right[name].tobytes(), name
+        else:
+            assert np.abs(value - right[name]).max() <= tolerance * np.abs(value).max(), name

@@ -1,0 +1,182 @@
+"""Every mistake of a user: exit code 2, one line that says what would be right, nothing written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import alone, invoke, on_two_ranks, run, small_config
+
+
+def assert_refused(folder: Path, *arguments: object, says: str) -> None:
+    before = sorted(folder.rglob("*"))
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    [line] = result.stderr.splitlines()
+    assert line.startswith("distsam: ")
+    assert says in line
+    assert result.stdout == ""
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("optim.rh=1", "optim.rh: unknown key; did you mean optim.rho?"),
+        ("train.steps=abc", "train.steps: 'abc' is not valid; must be a whole number"),
+        ("optim.rho=-0.1", "optim.rho: -0.1 is not valid; must be >= 0"),
+        ("network.bond_dim=1000", "network.bond_dim"),
+        ("network.bond_dim=[2,2]", "bond_dim"),
+        ("network.init_norms=[1,2]", "network.init_norms: [1.0, 2.0] has 2 numbers; the network has 3 cores"),
+        ("train.batch_size=100000", "train.batch_size=100000; it must be 1 to"),
+        ("data.observed=0.001", "data.observed=0.001"),
+        ("data.sizes.a=0", "data.sizes[a]: 0 is not valid; must be >= 1"),
+        ("sharding.device=cuda", "sharding.device=cuda"),
+    ],
+)
+def test_a_wrong_value_is_refused(tmp_path: Path, override: str, says: str) -> None:
+    config = small_config(tmp_path)
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", override, says=says)
+
+
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
+    assert_refused(tmp_path, "train", tmp_path / "no.yaml", says=f"{tmp_path}/no.yaml: no such config file")
+
+
+FULL = np.arange(24.0).reshape(2, 3, 4)
+INDICES = np.argwhere(FULL >= 0)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({"a": FULL, "b": FULL}, "it must hold one dense array"),
+        ({"indices": INDICES, "values": np.arange(3.0), "shape": np.array([2, 3, 4])}, "values"),
+        ({"indices": INDICES + 1, "values": FULL.ravel(), "shape": np.array([2, 3, 4])}, "indices"),
+        ({"indices": INDICES[:, :2], "values": FULL.ravel(), "shape": np.array([2, 3, 4])}, "indices"),
+        ({"tensor": np.full((2, 3, 4), np.nan)}, "all 24 entries are NaN"),
+        ({"tensor": FULL.astype(complex)}, "complex"),
+        ({"tensor": np.empty((2, 0, 4))}, "size 0"),
+        ({"tensor": np.array([None, 1.0], dtype=object)}, "pickle"),
+    ],
+)
+def test_a_file_that_holds_no_tensor_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
+    file = tmp_path / "data.npz"
+    np.savez(file, **arrays)
+    overrides = ["data.source=file", f"data.path={file}", "data.equation=null", "data.sizes=null"]
+    config = small_config(tmp_path)
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *overrides, says=says)
+
+
+def test_a_missing_data_file_is_refused(tmp_path: Path) -> None:
+    overrides = ["data.source=file", f"data.path={tmp_path}/no.npz", "data.equation=null", "data.sizes=null"]
+    config = small_config(tmp_path)
+    says = "no.npz' does not exist"
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *overrides, says=says)
+
+
+def test_sizes_that_disagree_with_the_data_are_refused(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    network = [
+        "network.format=einsum",
+        "network.equation='ar,br,cr->abc'",
+        "network.sizes={r: 2, b: 7}",
+        "network.bond_dim=null",
+    ]
+    says = "network.sizes: b is 7; it is mode 1 of the data, of size 6"
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *network, says=says)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    result = invoke("train", small_config(folder), f"run.dir={folder}/run", "train.steps=5")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def test_a_second_run_in_a_folder_is_refused(finished: Path) -> None:
+    says = "run holds a run already; choose another run.dir, or set train.resume=auto"
+    assert_refused(finished, "train", finished / "small.yaml", f"run.dir={finished}/run", says=says)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("network.bond_dim=3", "network.bond_dim: 3 differs from the run in"),
+        ("data.seed=1", "data.seed: 1 differs from the run in"),
+        ("optim.method=sam", "optim.method: 'sam' differs from the run in"),
+        ("train.steps=2", "train.steps: 2 is less than the 5 steps"),
+    ],
+)
+def test_resume_of_another_run_is_refused(finished: Path, override: str, says: str) -> None:
+    common = ("train", finished / "small.yaml", f"run.dir={finished}/run", "train.steps=5", "train.resume=auto")
+    assert_refused(finished, *common, override, says=says)
+
+
+def test_resume_with_a_data_file_that_has_changed_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "data.npy"
+    values = np.random.default_rng(0).normal(size=(8, 6, 4))
+    np.save(file, values)
+    common = ["data.source=file", f"data.path={file}", "data.equation=null", "data.sizes=null", "train.steps=2"]
+    config = small_config(tmp_path)
+    assert invoke("train", config, f"run.dir={tmp_path}/run", *common).exit_code == 0
+    np.save(file, values + 1)
+    says = "step-00000002: is a checkpoint of other data"
+    resume = ["train.resume=auto", "train.steps=4"]
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *common, *resume, says=says)
+
+
+def test_predict_refuses_what_it_cannot_write_or_read(finished: Path, tmp_path: Path) -> None:
+    good = ("predict", finished / "run", "-o")
+    assert_refused(tmp_path, *good, tmp_path / "out.npy", says="out.npy must end in .npz")
+    assert_refused(tmp_path, *good, tmp_path / "no" / "out.npz", says="there is no folder")
+    assert_refused(tmp_path, "predict", tmp_path, "-o", tmp_path / "out.npz", says="is no run folder")
+    np.save(tmp_path / "indices.npy", np.array([[0, 0, 99]]))
+    entries = ("--entries", tmp_path / "indices.npy")
+    assert_refused(tmp_path, *good, tmp_path / "out.npz", *entries, says="99")
+    assert_refused(tmp_path, *good, tmp_path / "out.npz", "--entries", tmp_path / "no.npy", says="no.npy")
+
+
+def test_evaluate_refuses_a_folder_without_a_run_or_checkpoint(finished: Path, tmp_path: Path) -> None:
+    assert_refused(tmp_path, "evaluate", tmp_path / "no", says="no: is no run folder")
+    (tmp_path / "config.yaml").write_text((finished / "run" / "config.yaml").read_text())
+    assert_refused(tmp_path, "evaluate", tmp_path, says="has no finished checkpoint")
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert invoke("train").exit_code == 2
+    assert invoke("predict", "somewhere").exit_code == 2
+    assert invoke("tarin").exit_code == 2
+
+
+def test_a_process_alone_prints_one_line_and_no_traceback(tmp_path: Path) -> None:
+    result = run(alone("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "optim.rh=1"))
+    assert result.returncode == 2
+    assert result.stderr == "distsam: optim.rh: unknown key; did you mean optim.rho?\n"
+    assert result.stdout == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_ranks_that_a_plan_cannot_use_print_one_line_of_ours(tmp_path: Path) -> None:
+    sizes = "data.sizes={a: 7, b: 5, c: 3, r: 3}"
+    overrides = [sizes, "network.bond_dim=3", "sharding.plan=fsdp", f"run.dir={tmp_path}/run"]
+    result = run(on_two_ranks("train", small_config(tmp_path), *overrides))
+    assert result.returncode != 0
+    [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
+    assert "sharding.plan=fsdp" in line
+    assert "exitcode: 2" in " ".join(result.stderr.replace(" :", ":").split()), result.stderr
+    assert 'Traceback (most recent call last):\n  File "/work' not in result.stderr
+    assert not (tmp_path / "run").exists()
+    assert result.stdout == ""
+
+
+def test_a_diverged_run_ends_with_1_and_keeps_its_rows(tmp_path: Path) -> None:
+    overrides = ["optim.base=sgd", "optim.lr=1e30", "optim.method=base", "optim.max_skipped=3"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)
+    assert result.exit_code == 1
+    [line] = result.stderr.splitlines()
+    assert line.startswith("distsam: step ")
+    rows = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["train/step"] == 0
+    assert not (tmp_path / "run" / "summary.json").exists()

@@ -1,0 +1,126 @@
+"""What the README promises of the main job: two ranks, a complete run folder, scores that can be had again."""
+
+import json
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+from command_line import ROOT, alone, invoke, on_two_ranks, run, small_config
+
+from distsam.train.tracking import read_rows
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("quickstart") / "run"
+    result = run(on_two_ranks("train", ROOT / "configs" / "quickstart.yaml", f"run.dir={folder}"))
+    assert result.returncode == 0, result.stderr
+    assert "held-out R2" in result.stdout
+    assert f"run folder      {folder}" in result.stdout
+    assert "Warning" not in result.stderr
+    return folder
+
+
+def test_the_run_folder_is_complete(quickstart: Path) -> None:
+    names = {path.name for path in quickstart.iterdir()}
+    assert names == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "curves.png"}
+    assert matplotlib.image.imread(quickstart / "curves.png").shape[:2] == (960, 1440)
+    assert not list(quickstart.rglob("*.tmp"))
+
+
+def test_the_summary_holds_what_scripts_read(quickstart: Path) -> None:
+    summary = json.loads((quickstart / "summary.json").read_text())
+    assert summary["heldout/r2"] > 0.6
+    assert summary["world_size"] == 2
+    assert 0 < summary["wall_s"] < 180
+    assert summary["stopped_by"] == "last step"
+    assert {"heldout/rmse", "train/r2_uncentred", "steps", "versions", "best_step", "last/heldout/r2"} <= set(summary)
+    assert summary["balance/network/norm_deviation"] > 0
+
+
+def test_every_row_has_the_promised_names_in_the_order_of_steps(quickstart: Path) -> None:
+    rows = read_rows(quickstart / "metrics.jsonl")
+    steps = [row["train/step"] for row in rows]
+    assert steps[:2] == [0, 1]
+    assert steps == sorted(set(steps))
+    balance = ("norm_deviation", "covariance", "relative_deviation", "max_over_min")
+    rates = ("predicted_rate", "predicted_rate_exact", "measured_rate")
+    wanted = {f"balance/network/{name}" for name in (*balance, *rates)}
+    wanted |= {f"balance/network/core_norm_sq/{i}" for i in range(4)}
+    wanted |= {"train/loss", "sam/grad_norm", "sam/loss_gap", "sam/skipped", "heldout/r2", "time/steps_per_s"}
+    assert wanted <= set(rows[-1])
+    assert all(rows[-1][name] is not None for name in wanted)
+
+
+def test_evaluate_gives_the_summary_again_in_one_process(quickstart: Path) -> None:
+    summary = json.loads((quickstart / "summary.json").read_text())
+    result = invoke("evaluate", quickstart, "--json")
+    assert result.exit_code == 0, result.output
+    for name, value in json.loads(result.stdout).items():
+        assert value == pytest.approx(summary[name], rel=1e-5), name
+    assert "heldout" in invoke("evaluate", quickstart).stdout
+
+
+def test_predict_completes_the_tensor_and_single_entries(quickstart: Path, tmp_path: Path) -> None:
+    assert invoke("predict", quickstart, "-o", tmp_path / "filled.npz").exit_code == 0
+    with np.load(tmp_path / "filled.npz") as file:
+        filled = file["tensor"]
+    assert filled.shape == (438, 6, 11)
+    assert np.isfinite(filled).all()
+
+    indices = np.array([[0, 0, 0], [437, 5, 10]])
+    np.savez(tmp_path / "ask.npz", indices=indices)
+    command = ("predict", quickstart, "-o", tmp_path / "some.npz", "--entries", tmp_path / "ask.npz")
+    assert invoke(*command).exit_code == 0
+    with np.load(tmp_path / "some.npz") as file:
+        assert np.array_equal(file["indices"], indices)
+        assert file["values"].shape == (2,)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_predict_fills_the_holes_of_a_file_and_keeps_what_is_known(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.einsum("ar,br,cr->abc", *(rng.normal(size=(n, 2)) for n in (12, 10, 8)))
+    seen = np.where(rng.random(truth.shape) < 0.5, truth, np.nan)
+    np.save(tmp_path / "holes.npy", seen)
+    overrides = ["data.source=file", f"data.path={tmp_path}/holes.npy", "data.equation=null", "data.sizes=null"]
+    more = ["data.observed=0.9", "train.steps=300", "network.init=data", "train.log_every=50"]
+    run_dir = tmp_path / "run"
+    result = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *overrides, *more, "optim.method=base")
+    assert result.exit_code == 0, result.output
+    assert invoke("predict", run_dir, "-o", tmp_path / "filled.npz").exit_code == 0
+    with np.load(tmp_path / "filled.npz") as file:
+        filled = file["tensor"]
+    holes = np.isnan(seen)
+    assert np.array_equal(filled[~holes], seen[~holes])
+    assert np.square(filled - truth)[holes].sum() < 0.01 * np.square(truth[holes]).sum()
+
+
+def test_wandb_offline_mirrors_the_run(tmp_path: Path) -> None:
+    command = ("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "wandb.mode=offline")
+    result = run(alone(*command), WANDB_SILENT="true")
+    assert result.returncode == 0, result.stderr
+    assert "W&B failed" not in result.stderr
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+
+
+def test_training_goes_on_when_wandb_cannot_be_reached(tmp_path: Path) -> None:
+    command = ("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "wandb.mode=online")
+    home = {"HOME": str(tmp_path), "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "", "NETRC": "/dev/null"}
+    result = run(alone(*command), **home)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("distsam: W&B failed, the run goes on without it: ") == 1
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_early_stopping_ends_the_run_and_scores_the_best_weights(tmp_path: Path) -> None:
+    overrides = ["train.early_stopping=2", "train.steps=5000", "train.log_every=5", "optim.lr=0.2"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["stopped_by"] == "early stopping"
+    assert summary["best_step"] == summary["steps"] - 10
+    rows = read_rows(tmp_path / "run" / "metrics.jsonl")
+    best = max(row["validation/r2"] for row in rows if row["train/step"] > 1)
+    assert summary["validation/r2"] == pytest.approx(best, rel=1e-9)

@@ -1,0 +1,118 @@
+"""A run that was interrupted ends as if it had not been."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from command_line import (
+    ROOT,
+    alone,
+    assert_same_weights,
+    environment,
+    invoke,
+    on_two_ranks,
+    run,
+    small_config,
+)
+
+from distsam.train.tracking import read_rows
+
+LONG = ["train.steps=100000", "train.log_every=100", "train.checkpoint_every=200"]
+
+
+def timeless(run_dir: Path) -> list[dict[str, object]]:
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("extra", [[], ["train.batch_size=7"], ["optim.base=sgd", "optim.momentum=0.9"]])
+def test_resume_is_bit_identical_in_weights_state_and_scores(tmp_path: Path, extra: list[str]) -> None:
+    config = small_config(tmp_path)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert invoke("train", config, f"run.dir={whole}", *extra).exit_code == 0
+    for steps in (5, 10, 20):
+        command = ["train", config, f"run.dir={parts}", f"train.steps={steps}", "train.resume=auto"]
+        assert invoke(*command, *extra).exit_code == 0
+    assert_same_weights(whole, parts)
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (whole, parts)]
+    for name in ("heldout/r2", "best_step", "sam/skipped", "balance/network/norm_deviation", "last/train/r2"):
+        assert summaries[0][name] == summaries[1][name], name
+    assert timeless(whole)[-1] == timeless(parts)[-1]
+    assert [row["train/step"] for row in timeless(parts)] == [0, 1, 5, 10, 15, 20]
+
+
+def test_a_finished_run_is_left_as_it_is_by_resume(tmp_path: Path) -> None:
+    command = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run", "train.resume=auto"]
+    assert invoke(*command).exit_code == 0
+    rows = timeless(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert invoke(*command).exit_code == 0
+    assert timeless(tmp_path / "run") == rows
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["heldout/r2"] == summary["heldout/r2"]
+    assert again["steps"] == 20
+
+
+def test_a_run_on_two_ranks_goes_on_alone_and_back(tmp_path: Path) -> None:
+    config = small_config(tmp_path)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert invoke("train", config, f"run.dir={whole}", "train.steps=40").exit_code == 0
+    common = ["train", config, f"run.dir={parts}", "train.resume=auto", "sharding.plan=fsdp"]
+    result = run(on_two_ranks(*common, "train.steps=20"))
+    assert result.returncode == 0, result.stderr
+    assert invoke(*common, "train.steps=30").exit_code == 0
+    result = run(on_two_ranks(*common, "train.steps=40"))
+    assert result.returncode == 0, result.stderr
+    assert_same_weights(whole, parts, tolerance=1e-12)
+
+
+def wait_for_checkpoint(run_dir: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not list((run_dir / "checkpoints").glob("step-????????")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 0), ("SIGUSR1", 0), ("SIGINT", 130)])
+def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, name: str, code: int) -> None:
+    run_dir = tmp_path / "run"
+    command = alone("train", small_config(tmp_path), f"run.dir={run_dir}", *LONG)
+    with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL) as process:
+        wait_for_checkpoint(run_dir)
+        process.send_signal(signal.Signals[name])
+        assert process.wait(timeout=60) == code
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["stopped_by"] == name
+    assert (run_dir / "checkpoints" / f"step-{summary['steps']:08d}").is_dir()
+    assert read_rows(run_dir / "metrics.jsonl")[-1]["train/step"] == summary["steps"]
+
+
+def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    pids = "import os, pathlib; pathlib.Path(os.environ['PIDS'], os.environ['RANK']).write_text(str(os.getpid()))"
+    script = tmp_path / "with_pid.py"
+    script.write_text(f"{pids}\nfrom distsam.cli import main\nmain()\n")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(script), "train", str(small_config(tmp_path)), f"run.dir={run_dir}", *LONG]
+    (tmp_path / "pids").mkdir()
+    env = environment(PIDS=str(tmp_path / "pids"))
+    with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        wait_for_checkpoint(run_dir)
+        os.kill(int((tmp_path / "pids" / "1").read_text()), signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors.decode()
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["stopped_by"] == "a signal to another rank"
+    assert (run_dir / "checkpoints" / f"step-{summary['steps']:08d}").is_dir()
+
+
+def test_killed_at_random_moments_the_run_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
+    script = ROOT / "tests" / "e2e" / "kill_and_resume.py"
+    result = run([sys.executable, str(script), "3", "--folder", str(tmp_path), "--seed", "0"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "3 kills" in result.stdout
