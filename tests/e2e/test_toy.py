@@ -1,4 +1,4 @@
-"""The law of the norm deviation on the Tucker-2 toy, as configs/toy_tucker2.yaml starts it, through the whole package."""
+"""The law of the norm deviation on the Tucker-2 toy of configs/toy_tucker2.yaml, through the whole package."""
 
 import json
 from pathlib import Path
