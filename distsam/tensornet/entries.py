@@ -93,10 +93,6 @@ class _ProductSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
         tables, rows = _halves(ctx.saved_tensors)
-        if torch.is_grad_enabled():
-            # Someone differentiates the gradient: let autograd see how it comes about.
-            values = reduce(torch.mul, _gather_block(tables, rows, slice(None))).sum(0)
-            return *torch.autograd.grad(values, tables, grad_B, create_graph=True), *[None] * len(rows)
         grads = [torch.zeros_like(table) for table in tables]
         for block in _blocks(tables[0], rows[0]):
             gathered = _gather_block(tables, rows, block)

@@ -1,7 +1,7 @@
 """Where the cores start: entries of a given size, and core norms equal or in given ratios."""
 
 from collections.abc import Sequence
-from math import exp, inf, isfinite, log, prod
+from math import exp, inf, isfinite, log
 
 import torch
 from torch import Tensor
@@ -53,38 +53,18 @@ def rescale_cores(spec: NetworkSpec, cores: Sequence[Tensor], std: float) -> lis
 
 
 def log_tensor_norm(spec: NetworkSpec, cores: Sequence[Tensor]) -> float:
-    """log ||T|| from the cores: T is built only where that costs less than contracting the network with itself.
+    """log ||T||, -inf if T is zero, by contracting the network with itself: T is never built.
 
-    The logarithm, with every core divided by its norm first, because the product of many norms can leave float64.
-
-    Returns:
-        log of the Frobenius norm of T, -inf if it is zero.
+    The logarithm, because the product of many core norms can leave float64.
     """
     norms = [float(torch.linalg.vector_norm(core.double())) for core in cores]
     if min(norms) == 0:
         return -inf
-    # 1 / E||T|| for Gaussian cores of norm 1 is sqrt(prod d^(m-1)): spread over the cores it keeps ||T|| near 1.
-    log_spread = _log_expected_shrinkage(spec) / spec.num_cores
-    units = [core.double() * exp(log_spread - log(norm)) for core, norm in zip(cores, norms, strict=True)]
-    norm_sq = float(_unit_norm_sq(spec, units))
-    log_norm_sq = log(norm_sq) if norm_sq > 0 else -inf
-    return 0.5 * log_norm_sq - _log_expected_shrinkage(spec) + sum(log(norm) for norm in norms)
-
-
-def _log_expected_shrinkage(spec: NetworkSpec) -> float:
-    carried = [index for core in spec.cores for index in core]
-    return 0.5 * sum((carried.count(index) - 1) * log(size) for index, size in spec.sizes)
-
-
-def _unit_norm_sq(spec: NetworkSpec, cores: Sequence[Tensor]) -> Tensor:
-    build = plan_contraction(spec.cores, spec.modes, spec.sizes)
-    bonds = set(spec.bonds)
-    primed = tuple(tuple(i + "'" if i in bonds else i for i in core) for core in spec.cores)
-    sizes = spec.sizes + tuple((i + "'", spec.size(i)) for i in spec.bonds)
-    fold = plan_contraction(spec.cores + primed, (), sizes)
-    if build.multiply_adds + prod(spec.shape) <= fold.multiply_adds:
-        return contract(build, cores).square().sum()
-    return contract(fold, [*cores, *cores])
+    units = [core.double() / norm for core, norm in zip(cores, norms, strict=True)]
+    second_copy = tuple(tuple(i + "'" if i in spec.bonds else i for i in core) for core in spec.cores)
+    sizes = spec.sizes + tuple((bond + "'", spec.size(bond)) for bond in spec.bonds)
+    norm_sq = float(contract(plan_contraction(spec.cores + second_copy, (), sizes), units + units))
+    return (0.5 * log(norm_sq) if norm_sq > 0 else -inf) + sum(log(norm) for norm in norms)
 
 
 def _checked_norms(spec: NetworkSpec, norms: Sequence[float]) -> list[float]:

@@ -1,5 +1,3 @@
-from math import prod
-
 import pytest
 import torch
 from einsum_reference import draw, draw_indices
@@ -7,6 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import distsam
 from distsam.tensornet.contraction import contract, plan_contraction
+from distsam.tensornet.entries import entries_of
 from distsam.tensornet.planner import BLOCK_ELEMENTS, connected_cuts, plan_cut, plan_entries
 
 TT = distsam.tt((200, 200, 200), 20)
@@ -98,35 +97,45 @@ def test_contraction_costs_are_those_of_the_worked_example():
     assert plan.intermediates == (6, 30)
 
 
+def test_an_index_that_only_one_operand_has_is_summed():
+    plan = plan_contraction((("a", "b"), ("a", "c")), ("c",), (("a", 2), ("b", 3), ("c", 4)))
+    left, right = torch.randn(2, 3), torch.randn(2, 4)
+    assert torch.allclose(contract(plan, [left, right]), left.sum(1) @ right, atol=1e-6)
+
+
 def test_a_plan_holds_for_other_sizes_than_it_was_made_for():
     plan = plan_contraction((("a", "b"), ("b", "c")), ("c", "a"), (("a", 2), ("b", 3), ("c", 4)))
     left, right = torch.randn(5, 6), torch.randn(6, 7)
     assert torch.allclose(contract(plan, [left, right]), (left @ right).T)
 
 
-def test_the_worked_example_of_the_readme_is_planned_as_it_says():
+def test_the_worked_example_of_the_readme_costs_what_it_says():
+    """README.md: 100,000 entries of a (200,200,200) TT with bond 10."""
     spec = distsam.tt((200, 200, 200), 10)
-    cut = ((0, 1), (2,))
-    plan = plan_cut(spec, cut, 2**17)
-    merge = plan.groups[0].merge
-    assert merge.multiply_adds == 200 * 10 * 200 * 10
-    assert prod(spec.size(i) for i in merge.output) == 200 * 200 * 10
-    assert plan.join.multiply_adds == 2**17 * 10
+    costs_ms = {plan.cut: plan.cost_ns / 1e6 for plan in (plan_cut(spec, cut, 2**17) for cut in connected_cuts(spec))}
+    expected = {((0,), (1,), (2,)): 166, ((0, 1), (2,)): 18, ((0,), (1, 2)): 18, ((0, 1, 2),): 41}
+    assert {cut: round(ms) for cut, ms in costs_ms.items()} == expected
+    plan = plan_entries(spec, 100_000)
+    assert plan.work.merge_multiply_adds == 200 * 10 * 200 * 10
+    assert plan.work.table_elements == 2 * 200 * 200 * 10 + 200 * 10
+    assert plan.work.column_elements == 2**17 * 2 * 10
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_gradients_of_repeated_entries_are_the_same_bits_every_time(threads):
+@pytest.mark.parametrize("cut", [((0, 1), (2,)), ((0,), (1,), (2,)), ((0, 1, 2),)])
+def test_gradients_of_repeated_entries_are_the_same_bits_every_time(cut, threads):
     """Scatter-adds that race over threads would break bit-identical resume."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         network = distsam.TensorNetwork(distsam.tt((50, 40, 30), 8), generator=torch.Generator().manual_seed(0))
-        indices = draw_indices(network.spec, 40_000)
+        indices = draw_indices(network.spec, 20_000)
         indices[:, 0] %= 3
+        plan = plan_cut(network.spec, cut, 20_000)
         grads = []
         for _ in range(3):
             network.zero_grad()
-            network.at(indices).square().sum().backward()
+            entries_of(plan, network.spec, list(network.cores), indices).square().sum().backward()
             grads.append([core.grad.clone() for core in network.cores])
         assert all(torch.equal(a, b) for run in grads[1:] for a, b in zip(grads[0], run, strict=True))
     finally:

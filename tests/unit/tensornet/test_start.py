@@ -52,7 +52,7 @@ def test_a_network_with_a_core_of_zeros_has_norm_zero():
     assert log_tensor_norm(spec, [torch.zeros(3, 2), torch.ones(4, 2)]) == -np.inf
 
 
-def test_the_norm_from_the_cores_is_that_of_the_tensor_on_both_ways():
+def test_the_norm_from_the_cores_is_that_of_the_tensor():
     for spec in SPECS.values():
         network = distsam.TensorNetwork(spec, std=0.3, dtype=torch.float64)
         expected = float(network.dense().detach().norm().log())
