@@ -10,9 +10,7 @@ EXTRA = {"base": 1, "das": 1, "nbar": 1, "obar": 1, "sam": 2, "sam+das": 2}
 
 @pytest.mark.parametrize("method", EXTRA)
 @pytest.mark.parametrize("plan", ["replicate", "fsdp"])
-def test_a_step_adds_one_or_two_small_all_reduces_to_its_passes(
-    two_ranks: RankPool, plan: str, method: str
-) -> None:
+def test_a_step_adds_one_or_two_small_all_reduces_to_its_passes(two_ranks: RankPool, plan: str, method: str) -> None:
     small = two_ranks.run(count_step, plan, 1, method, 1)
     large = two_ranks.run(count_step, plan, 1, method, 5)
     for (extra, missing), (extra_large, _) in zip(small, large, strict=True):
@@ -27,8 +25,6 @@ def test_a_sam_step_on_a_two_axis_mesh_adds_two(four_ranks: RankPool) -> None:
     for extra, missing in four_ranks.run(count_step, "fsdp", 2, "sam", 1):
         assert not missing
         assert sum(extra.values()) == 2
-
-
 
 
 @pytest.mark.parametrize("world", [2, 4])
