@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsam.balance.norms import inner_products, squared_norms
-from distsam.sharding import local_tensor, matching_gradient, owned
+from distsam.sharding import LocalPieces, local_tensor
 from distsam.sharding.collectives import all_reduce_sum_, world_size
 from distsam.tensornet import CoreNetwork
 
@@ -87,13 +87,10 @@ class Meter:
         self.position = {id(core): k for k, core in enumerate(self.cores)}
         if not self.params:
             raise ValueError("nothing to measure: no parameter and no network was given")
+        self.pieces = LocalPieces(self.params)
         self.device = local_tensor(self.params[0]).device
-        self._mask = torch.tensor(owned(self.params), dtype=torch.float64, device=self.device)
+        self._counts = torch.tensor(self.pieces.owned, dtype=torch.float64, device=self.device)
         self._nothing = torch.zeros((), device=self.device)
-
-    def gradients(self) -> list[Tensor | None]:
-        """The local pieces of the gradients, in the order of `params`."""
-        return [matching_gradient(p) for p in self.params]
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
@@ -114,10 +111,10 @@ class Meter:
 
         Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms); every rank calls it.
         """
-        grads = self.gradients()
+        grads = self.pieces.gradients()
         gamma = self._squared(grads)
         n = self.num_cores
-        parts = [gamma[:n], gamma[n:].sum().view(1), self._scalars(loss, float(wants_stop))]
+        parts = [gamma[:n], gamma[n:].sum(0, keepdim=True), self._share(loss), self._scalar(float(wants_stop))]
         if wants_norms:
             parts.append(self._local_core_norms_sq())
         vector = all_reduce_sum_(torch.cat(parts))
@@ -143,15 +140,15 @@ class Meter:
 
         Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products); every rank calls it.
         """
-        grads = self.gradients()
-        parts = [self._squared(grads).sum().view(1), self._scalars(loss, 0.0)[:1]]
+        grads = self.pieces.gradients()
+        parts = [self._squared(grads).sum(0, keepdim=True), self._share(loss)]
         if factors is not None:
             pairs = [
                 (self._nothing, self._nothing) if e is None or g is None else (e, g)
                 for e, g in zip(epsilon[: self.num_cores], grads, strict=False)
             ]
             products = inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device)
-            parts.append(products * self._mask[: self.num_cores] * factors)
+            parts.append(products * self._counts[: self.num_cores] * factors)
         vector = all_reduce_sum_(torch.cat(parts))
         return SecondPass(
             grad_norm_sq=vector[0],
@@ -161,17 +158,18 @@ class Meter:
 
     def _squared(self, grads: Sequence[Tensor | None]) -> Tensor:
         present = [self._nothing if g is None else g for g in grads]
-        return squared_norms(present, self.device) * self._mask
+        return squared_norms(present, self._counts)
 
     def _local_core_norms_sq(self) -> Tensor:
         cores = [local_tensor(c) for c in self.cores]
-        return squared_norms(cores, self.device, is_exact=True) * self._mask[: self.num_cores]
+        return squared_norms(cores, self._counts[: self.num_cores], is_exact=True)
 
-    def _scalars(self, loss: Tensor | float | None, stop: float) -> Tensor:
-        """(2,) float64: this rank's share of the mean loss, and its wish to stop. No copy from the host."""
-        share = torch.zeros((), dtype=torch.float64, device=self.device)
+    def _share(self, loss: Tensor | float | None) -> Tensor:
+        """(1,) float64: this rank's share of the mean loss."""
         if isinstance(loss, Tensor):
-            share = loss.detach().reshape(()).to(share) / world_size()
-        elif loss is not None:
-            share.fill_(loss / world_size())
-        return torch.stack([share, torch.full_like(share, stop)])
+            return loss.detach().reshape(1).to(self._counts) / world_size()
+        return self._scalar(0.0 if loss is None else loss / world_size())
+
+    def _scalar(self, value: float) -> Tensor:
+        """(1,) float64, without a copy from the host."""
+        return torch.full((1,), value, dtype=torch.float64, device=self.device)

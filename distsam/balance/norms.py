@@ -9,27 +9,32 @@ from torch import Tensor
 # tensors are therefore summed in rows of this length, and the rows in float64: 5e-8, at the same speed; float64
 # throughout takes five times as long.
 ROW = 4096
+LONG = 4 * ROW
 
 
 @torch.no_grad()
-def squared_norms(tensors: Sequence[Tensor], device: torch.device, is_exact: bool = False) -> Tensor:
-    """(P,) float64 squared Frobenius norms of P local tensors; an empty tensor has 0.
+def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = False) -> Tensor:
+    """(P,) float64 squared Frobenius norms of P local tensors, 0 where one does not count; an empty one has 0.
 
-    Relative error below 2e-7 for float32 and half precision; where `is_exact`, and for float64, below 1e-12.
+    Relative error below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do not cancel,
+    2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12.
+
+    Args:
+        tensors: P tensors of any shapes and dtypes, on one device.
+        counts: (P,) float64, 1 or 0, on that device.
+        is_exact: sum in float64 whatever the dtypes.
     """
     if not tensors:
-        return torch.zeros(0, dtype=torch.float64, device=device)
-    in_rows = [not is_exact and _is_long(t) for t in tensors]
-    norms = [_long_norm(t) if is_long else t for t, is_long in zip(tensors, in_rows, strict=True)]
-    short = [i for i, is_long in enumerate(in_rows) if not is_long]
-    for dtype in {tensors[i].dtype for i in short}:
-        same = [i for i in short if tensors[i].dtype == dtype]
-        wide = torch.float64 if is_exact or dtype == torch.float64 else torch.float32
-        for i, norm in zip(same, torch._foreach_norm([tensors[i] for i in same], 2, dtype=wide), strict=True):
-            norms[i] = norm
-    if len({n.dtype for n in norms}) > 1:
-        norms = [n.double() for n in norms]
-    return torch.stack(norms).double().square_()
+        return torch.zeros_like(counts)
+    is_wide = is_exact or torch.float64 in {t.dtype for t in tensors}
+    # CUDA's kernel works in short rows by itself; float64 needs none.
+    is_cut = not is_wide and not counts.is_cuda
+    long = {i: _long_norm(t) for i, t in enumerate(tensors) if is_cut and t.numel() > LONG}
+    short = [t for i, t in enumerate(tensors) if i not in long]
+    norms = list(torch._foreach_norm(short, 2, dtype=torch.float64 if is_wide else torch.float32)) if short else []
+    for i, norm in long.items():
+        norms.insert(i, norm)
+    return torch.stack(norms).mul(counts).square_()
 
 
 @torch.no_grad()
@@ -41,14 +46,9 @@ def inner_products(left: Sequence[Tensor], right: Sequence[Tensor], device: torc
     return torch.stack(products) if products else torch.zeros(0, dtype=torch.float64, device=device)
 
 
-def _is_long(tensor: Tensor) -> bool:
-    # CUDA's kernel already works in short rows; float64 needs no help.
-    return tensor.dtype == torch.float32 and tensor.numel() > 4 * ROW and not tensor.is_cuda
-
-
 def _long_norm(tensor: Tensor) -> Tensor:
     flat = tensor.reshape(-1)
     whole = flat.numel() // ROW * ROW
-    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
-    tail = torch.linalg.vector_norm(flat[whole:])
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1, dtype=torch.float32)
+    tail = torch.linalg.vector_norm(flat[whole:], dtype=torch.float32)
     return torch.linalg.vector_norm(torch.cat([rows, tail.view(1)]), dtype=torch.float64)

@@ -115,12 +115,12 @@ class SAM(Wrapper):
         first, grads = self.guard.first_pass(loss)
         meter = self.guard.meter
         radius, radius_rest = self._radii(first)
-        scales = [*radius.unbind(), *[radius_rest] * (len(meter.params) - meter.num_cores)]
+        scales = radius_rest
+        if self.scope != "global":
+            scales = torch.cat([radius, radius_rest.expand(len(meter.params) - meter.num_cores)])
         for param in meter.params:
             param.grad = None
-        epsilon_factors = self._perturbation.enter(
-            meter.params, grads, radius_rest if self.scope == "global" else scales, radius
-        )
+        epsilon_factors = self._perturbation.enter(meter.pieces, grads, scales, radius)
         try:
             yield
         finally:
@@ -155,5 +155,5 @@ class SAM(Wrapper):
         return self._radius(norms_sq), self._radius(first.gamma_rest)
 
     def _radius(self, norm_sq: Tensor) -> Tensor:
-        usable = torch.isfinite(norm_sq) & (norm_sq > 0)
-        return torch.where(usable, self.rho * norm_sq.rsqrt(), 0.0)
+        """rho / norm; 0 where the norm is 0, which gives infinity, or not finite."""
+        return torch.nan_to_num(self.rho * norm_sq.rsqrt(), nan=0.0, posinf=0.0)

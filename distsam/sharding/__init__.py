@@ -1,20 +1,19 @@
 """Where do the weights live? World, mesh, plan, and the collectives."""
 
 from distsam.sharding.apply import shard
-from distsam.sharding.ownership import local_tensor, matching_gradient, owned
+from distsam.sharding.ownership import LocalPieces, local_tensor
 from distsam.sharding.plan import ShardPlan, plan_shards
 from distsam.sharding.world import PLANS, World, close_world, make_mesh, open_world
 
 __all__ = [
     "PLANS",
+    "LocalPieces",
     "ShardPlan",
     "World",
     "close_world",
     "local_tensor",
     "make_mesh",
-    "matching_gradient",
     "open_world",
-    "owned",
     "plan_shards",
     "shard",
 ]

@@ -2,32 +2,64 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from distsam.sharding.collectives import rank, world_size
 
 
-@torch.no_grad()
 def local_tensor(tensor: Tensor) -> Tensor:
-    """This rank's piece, sharing storage; a plain tensor is its own piece."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    """This rank's piece as it is now, sharing storage, for use under no_grad; a plain tensor is its own piece.
+
+    Not to_local(): it makes a new view of a parameter at every call, as slow as copying a small core.
+    """
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
-def owned(params: Sequence[nn.Parameter]) -> list[bool]:
-    """For each parameter: does this rank's piece count? Summed over the world each element counts once.
+class LocalPieces:
+    """This rank's pieces of a fixed list of parameters, looked up at each call: their storage may be exchanged.
 
-    Plain tensors are taken to be replicated on every rank. A mesh smaller than the world is taken to be one of
-    several replicas: the one that holds rank 0 counts.
+    Args:
+        params: P parameters, sharded in any way, the same list on every rank.
 
     Raises:
         ValueError: a parameter is Partial; reduce it first.
     """
-    return [_owns(p) for p in params]
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self.params = tuple(params)
+        # Whether a parameter is a DTensor never changes; asking each one at every step is what would take time.
+        self._sharded = [(i, p) for i, p in enumerate(params) if isinstance(p, DTensor)]
+        self.owned = [_owns(p) for p in params]
+
+    def weights(self) -> list[Tensor]:
+        """P pieces, sharing storage, for use under no_grad."""
+        pieces: list[Tensor] = list(self.params)
+        for i, param in self._sharded:
+            pieces[i] = param._local_tensor
+        return pieces
+
+    def gradients(self) -> list[Tensor | None]:
+        """P pieces of `.grad`, each placed as its parameter is; None where there is no gradient.
+
+        Collectives: none for gradients placed as their parameter (FSDP2, plain tensors); one redistribution for
+            any other DTensor gradient, which is stored back.
+        """
+        pieces = [p.grad for p in self.params]
+        for i, param in self._sharded:
+            grad = pieces[i]
+            if isinstance(grad, DTensor) and grad.placements != param.placements:
+                grad = param.grad = grad.redistribute(placements=param.placements)
+            pieces[i] = None if grad is None else local_tensor(grad)
+        return pieces
 
 
 def _owns(param: nn.Parameter) -> bool:
+    """Does this rank's piece count? Summed over the world each element counts once.
+
+    Plain tensors are taken to be replicated on every rank. A mesh smaller than the world is taken to be one of
+    several replicas: the one that holds rank 0 counts.
+    """
     if not isinstance(param, DTensor):
         return rank() == 0
     mesh = param.device_mesh
@@ -40,17 +72,3 @@ def _owns(param: nn.Parameter) -> bool:
         if isinstance(placement, Replicate) and position != 0:
             return False
     return mesh.size() == world_size() or 0 in mesh.mesh.flatten().tolist()
-
-
-def matching_gradient(param: nn.Parameter) -> Tensor | None:
-    """This rank's piece of `param.grad`, placed as the parameter is; None if there is no gradient.
-
-    Collectives: none for gradients placed as their parameter (FSDP2, plain tensors); one redistribution for
-        any other DTensor gradient, which is stored back.
-    """
-    grad = param.grad
-    if grad is None:
-        return None
-    if isinstance(param, DTensor) and isinstance(grad, DTensor) and grad.placements != param.placements:
-        grad = param.grad = grad.redistribute(placements=param.placements)
-    return local_tensor(grad)
