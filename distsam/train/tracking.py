@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 
 STEP = "train/step"
 
+_PATIENCE_S = 30
+
 Row = dict[str, float | int | None]
 
 
@@ -123,6 +125,16 @@ def _start(
 ) -> Any:
     import wandb
 
+    settings: dict[str, Any] = {
+        "x_disable_stats": True,
+        "console": "off",
+        "silent": True,
+        # A server that does not answer may cost seconds, not the run: the other ranks wait for this one.
+        "init_timeout": _PATIENCE_S,
+        "login_timeout": _PATIENCE_S,
+    }
+    if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # not in older versions
+        settings["finish_timeout"] = _PATIENCE_S
     run = wandb.init(
         project=project,
         name=name or folder.name,
@@ -130,7 +142,7 @@ def _start(
         mode=cast(Literal["offline", "online"], mode),
         dir=str(folder),
         config=dict(config or {}),
-        settings=wandb.Settings(x_disable_stats=True, console="off", silent=True),
+        settings=wandb.Settings(**settings),
     )
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
