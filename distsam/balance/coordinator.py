@@ -32,7 +32,7 @@ class StepRecord:
         first, second: its passes; second is None for one-pass methods.
         radius: (N,) float64 rho u_k of each core; None without a perturbation.
         growth: (N,) float64 relative change of each core by a rescale, divided by the learning rate; or None.
-        rates: (N,) learning rate of each core's parameter group.
+        rates: (N,) learning rate of each core's parameter group; None for a skipped or unpublished step.
         num_skipped: skipped steps so far.
     """
 
@@ -41,7 +41,7 @@ class StepRecord:
     second: SecondPass | None
     radius: Tensor | None
     growth: Tensor | None
-    rates: tuple[float, ...]
+    rates: tuple[float, ...] | None
     num_skipped: int
 
 
@@ -130,7 +130,8 @@ class BalanceCoordinator:
             relative_deviation, max_over_min, predicted_rate, predicted_rate_exact, measured_rate (parameter
             unit^4 per learning rate x step), "balance/<network>/core_norm_sq/<i>", "sam/grad_norm",
             "sam/loss_gap", "sam/skipped", "train/loss". None where a number does not exist: ratios with a zero
-            core, rates before the first step, the loss gap of a one-pass method.
+            core, the loss gap of a one-pass method, and rates before the first step, of a skipped one, and of cores
+            that do not all move at one learning rate.
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
@@ -209,7 +210,11 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
     if host["radius"] is not None:
         first_order += host["radius"][cores] * gamma
         exact += host["ascent"][cores]
-    rate = host["rates"][cores.start]
+    rates = set() if host["rates"] is None else set(host["rates"][cores])
+    if len(rates) != 1:
+        # The laws are those of cores that all move, at one rate.
+        return covariance(s, gamma), None, None, None
+    rate = rates.pop()
     measured = (norm_deviation(after) - norm_deviation(s)) / rate if rate else None
     return covariance(s, gamma), deviation_rate(s, first_order), deviation_rate(s, exact), measured
 

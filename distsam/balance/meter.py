@@ -73,7 +73,8 @@ class Meter:
 
     Args:
         params: the parameters that an optimizer moves, sharded in any way, the same list on every rank.
-        networks: the networks whose cores are measured one by one; no core may be in two of them.
+        networks: the networks whose cores are measured one by one; no core may be in two of them. Of a core that is
+            not in `params` only the norm is measured: its gradient is nobody's business here.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
@@ -84,6 +85,8 @@ class Meter:
         tracked = {id(c) for c in self.cores}
         self.params = [*self.cores, *(p for p in params if id(p) not in tracked)]
         self.num_cores = len(self.cores)
+        moved = {id(p) for p in params}
+        self._unmoved = [k for k, core in enumerate(self.cores) if id(core) not in moved]
         self.position = {id(core): k for k, core in enumerate(self.cores)}
         if not self.params:
             raise ValueError("nothing to measure: no parameter and no network was given")
@@ -91,6 +94,19 @@ class Meter:
         self.device = local_tensor(self.params[0]).device
         self._counts = torch.tensor(self.pieces.owned, dtype=torch.float64, device=self.device)
         self._nothing = torch.zeros((), device=self.device)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The local pieces of the gradients, in the order of `params`; None where a core is only looked at."""
+        grads = self.pieces.gradients()
+        for k in self._unmoved:
+            grads[k] = None
+        return grads
+
+    def clear_gradients(self) -> None:
+        """Empty `.grad` of every parameter that is moved."""
+        for k, param in enumerate(self.params):
+            if k not in self._unmoved:
+                param.grad = None
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
@@ -111,7 +127,7 @@ class Meter:
 
         Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms); every rank calls it.
         """
-        grads = self.pieces.gradients()
+        grads = self.gradients()
         gamma = self._squared(grads)
         n = self.num_cores
         parts = [gamma[:n], gamma[n:].sum(0, keepdim=True), self._share(loss), self._scalar(float(wants_stop))]
@@ -140,7 +156,7 @@ class Meter:
 
         Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products); every rank calls it.
         """
-        grads = self.pieces.gradients()
+        grads = self.gradients()
         parts = [self._squared(grads).sum(0, keepdim=True), self._share(loss)]
         if factors is not None:
             pairs = [

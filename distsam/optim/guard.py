@@ -31,14 +31,17 @@ class StepGuard:
         self._max_skipped = max_skipped
         self._coordinator: BalanceCoordinator | None = None
         self._meter: Meter | None = None
+        self._num_params = 0
+        self.is_inner = False
         self._accepted = False
 
     @property
     def meter(self) -> Meter:
         """The meter over all parameters of the chain; built at the first step, when they are in their place."""
-        if self._meter is None:
+        count = sum(len(group["params"]) for group in self._owner.param_groups)
+        if self._meter is None or count != self._num_params:
             params = [p for group in self._owner.param_groups for p in group["params"]]
-            self._meter = Meter(params, self._networks())
+            self._meter, self._num_params = Meter(params, self._networks(params)), count
         return self._meter
 
     @property
@@ -48,12 +51,26 @@ class StepGuard:
 
     def attach(self, coordinator: BalanceCoordinator) -> None:
         """Report every pass and step to `coordinator`."""
+        if self.is_inner:
+            raise ValueError("this optimizer is wrapped by another: give the coordinator the outermost one")
+        if self._coordinator is not None:
+            raise ValueError("the optimizer has a coordinator already; one publishes for all networks of a model")
         self._coordinator = coordinator
         self._meter = None
 
-    def forget_parameters(self) -> None:
-        """The parameter list has changed: measure anew from the next step on."""
-        self._meter = None
+    def wrap(self) -> None:
+        """Another wrapper takes this one as its base and measures for it from now on.
+
+        Raises:
+            ValueError: a coordinator listens here already.
+        """
+        if self._coordinator is not None:
+            raise ValueError("the base optimizer has a coordinator: give it to the outermost optimizer instead")
+        self.is_inner = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has parameters of its own: its meter must be built from those.
+        return {**self.__dict__, "_meter": None}
 
     def first_pass(self, loss: Tensor | float | None) -> tuple[FirstPass, list[Tensor | None]]:
         """Measure the pass at the current weights. Collectives: one, as in Meter.first_pass."""
@@ -96,7 +113,9 @@ class StepGuard:
                 second=second,
                 radius=radius,
                 growth=torch.stack(growths).sum(0) if growths else None,
-                rates=core_rates(self._owner.param_groups, self.meter.cores) if self.is_due else (),
+                rates=core_rates(self._owner.param_groups, self.meter.cores)
+                if self.is_due and self._accepted
+                else None,
                 num_skipped=self.num_skipped,
             )
             self._coordinator.on_step(record)
@@ -121,15 +140,25 @@ class StepGuard:
         self.num_skipped = counters["num_skipped"]
         self.num_in_a_row = counters["num_in_a_row"]
 
-    def _networks(self) -> list[CoreNetwork]:
-        """The coordinator's networks first (its numbers are read by position), then what the rescales add."""
+    def _networks(self, params: Sequence[nn.Parameter]) -> list[CoreNetwork]:
+        """The coordinator's networks first (its numbers are read by position), then what the wrappers add.
+
+        Raises:
+            ValueError: a wrapper's network has no core among `params`, so that it would do nothing for ever.
+        """
         wanted = list(self._coordinator.networks) if self._coordinator is not None else []
         seen = {tuple(map(id, n.cores)) for n in wanted}
-        for wrapper in self._owner.chain():
-            for network in wrapper.networks:
-                if tuple(map(id, network.cores)) not in seen:
-                    seen.add(tuple(map(id, network.cores)))
-                    wanted.append(network)
+        moved = {id(p) for p in params}
+        for network in (n for wrapper in self._owner.chain() for n in wrapper.networks):
+            key = tuple(map(id, network.cores))
+            if moved.isdisjoint(key):
+                raise ValueError(
+                    f"network {network.name!r}: none of its cores is in the optimizer; take core_networks(model) and "
+                    "build the optimizer after the model was sharded"
+                )
+            if key not in seen:
+                seen.add(key)
+                wanted.append(network)
         return wanted
 
 

@@ -30,11 +30,16 @@ class Replay:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Start from the remembered state; running statistics are as before on exit."""
+        """Start from the remembered state."""
         assert self._cpu is not None
         torch.set_rng_state(self._cpu)
         if self._cuda is not None:
             torch.cuda.set_rng_state(self._cuda)
+        yield
+
+    @contextmanager
+    def keeping_statistics(self) -> Iterator[None]:
+        """Running statistics are as before on exit."""
         kept = [(b, b.clone()) for b in self._running_statistics()]
         try:
             yield

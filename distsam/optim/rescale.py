@@ -4,7 +4,7 @@ Legend: s_k = ||G_k||^2, g_k its gradient, gamma_k = ||g_k||^2, u = 1 / ||g||, e
 All quantities are (M, K) float64: M networks, padded to the largest K with cores that do not count.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ RULES = ("nbar", "obar")
 # Cores start with equal norms; what is left of a difference then is the rounding of sums, which depends on the
 # number of ranks. float64 sums over shards agree to a few times 1e-16 per rank: below this they are a tie.
 TIE = 1e-12
+HUGE = 1e150
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,14 @@ class _Rescale(OnePass):
         self, base_optimizer: Optimizer, networks: Iterable[CoreNetwork], alpha: float, max_skipped: int
     ) -> None:
         super().__init__(base_optimizer, max_skipped)
-        if alpha < 0:
-            raise ValueError(f"alpha={alpha}: the strength of the rescale is at least 0")
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"alpha={alpha}: the strength of the rescale is a finite number of at least 0")
         self._networks = tuple(networks)
         if not self._networks:
             raise ValueError("networks is empty: pass core_networks(model), taken after the model was sharded")
         self.alpha = alpha
         self._table: _Table | None = None
+        self._position: Mapping[int, int] | None = None
         self._growth: Tensor | None = None
 
     @property
@@ -88,8 +90,8 @@ class _Rescale(OnePass):
 
     def apply(self, first: FirstPass) -> None:
         """Rescale the cores by what the first pass measured, then the base's step."""
-        if self._table is None or self._table.index.device != first.gamma.device:
-            self._table = _Table.of(self._networks, first)
+        if self._table is None or self._position is not first.position:
+            self._table, self._position = _Table.of(self._networks, first), first.position
         rate = self._learning_rate(first)
         growth = self._bounded(self._wanted_growth(first, self._table), rate).reshape(-1)[self._table.members]
         self._growth = torch.zeros_like(first.gamma).index_copy_(0, self._table.targets, growth)
@@ -164,6 +166,10 @@ class DAS(_Rescale):
         self._num_clipped: Tensor | None = None
         self._clipped_before = 0
 
+    def restore_clipped(self, count: int) -> None:
+        """Add what an earlier part of the run counted."""
+        self._clipped_before += count
+
     @property
     def num_clipped(self) -> int:
         """How many times a network hit lambda_max; reading it waits for the device."""
@@ -180,7 +186,9 @@ class DAS(_Rescale):
             if self.norm == "cores":
                 norm_sq = norm_sq.sum(0, keepdim=True)
         growth = self.alpha * norm_sq.rsqrt() * (gamma - table.mean(gamma)) / s
-        return growth.where(table.is_core & (s > 0) & (norm_sq > 0), 0.0)
+        growth = growth.where(table.is_core & (s > 0) & (norm_sq > 0), 0.0)
+        # A core that has all but vanished: finite, so that the bound can scale it down.
+        return growth.clamp(-HUGE, HUGE)
 
     def _bounded(self, growth: Tensor, rate: Tensor | float) -> Tensor:
         largest = (rate * growth).abs().amax(1, keepdim=True)

@@ -24,7 +24,8 @@ class SAM(Wrapper):
 
     epsilon = rho g / ||g||; the base then steps from w with the gradient at w + epsilon. The weights come back bit for
     bit, from a copy, also when the second pass raises. The perturbation uses the raw gradient, without the base's
-    weight decay. The second pass sees the same random numbers as the first (dropout), on this rank's CPU and GPU.
+    weight decay. With a closure the second pass sees the same random numbers as the first (dropout), on this rank's CPU
+    and GPU; in a loop without one that is the caller's to do.
 
     Args:
         base_optimizer: any torch optimizer, or DAS or BAR: SAM(DAS(AdamW(...))). Those use the first pass.
@@ -112,17 +113,18 @@ class SAM(Wrapper):
 
         Collectives: one small all_reduce on entry; every rank enters.
         """
+        self._pending = None
         first, grads = self.guard.first_pass(loss)
         meter = self.guard.meter
         radius, radius_rest = self._radii(first)
         scales = radius_rest
         if self.scope != "global":
             scales = torch.cat([radius, radius_rest.expand(len(meter.params) - meter.num_cores)])
-        for param in meter.params:
-            param.grad = None
+        meter.clear_gradients()
         epsilon_factors = self._perturbation.enter(meter.pieces, grads, scales, radius)
         try:
-            yield
+            with self._replay.keeping_statistics():
+                yield
         finally:
             self._perturbation.leave()
         self._pending = (first, radius, grads, epsilon_factors)

@@ -37,6 +37,8 @@ class Wrapper(Optimizer):
         # Not Optimizer.__init__: it would give this object groups and a state of its own.
         self.__setstate__({"defaults": base_optimizer.defaults})
         self.guard = StepGuard(self, max_skipped)
+        if isinstance(base_optimizer, Wrapper):
+            base_optimizer.guard.wrap()
 
     @abstractmethod
     def apply(self, first: FirstPass) -> None:
@@ -74,7 +76,10 @@ class Wrapper(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it is measured from the next step on."""
         self.base.add_param_group(param_group)
-        self.guard.forget_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Optimizer's own keeps groups and state alone; here those are the base's.
+        return dict(self.__dict__)
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dict. Counters are apart: see `counters`."""
@@ -109,17 +114,26 @@ class Wrapper(Optimizer):
 
     def counters(self) -> dict[str, int]:
         """What a checkpoint must keep beside the base's state."""
-        clipped = sum(w.num_clipped for w in self.chain())
-        return {**self.guard.counters(), "num_clipped": clipped}
+        return {**self.guard.counters(), "num_clipped": self.num_clipped_in_chain}
 
     def load_counters(self, counters: dict[str, int]) -> None:
         """Restore what `counters` gave."""
         self.guard.load_counters(counters)
+        for wrapper in self.chain():
+            wrapper.restore_clipped(counters["num_clipped"] - self.num_clipped_in_chain)
 
     @property
     def num_clipped(self) -> int:
         """How many times a rescale of this wrapper hit its bound."""
         return 0
+
+    @property
+    def num_clipped_in_chain(self) -> int:
+        """The same of this wrapper and those inside it."""
+        return sum(wrapper.num_clipped for wrapper in self.chain())
+
+    def restore_clipped(self, count: int) -> None:
+        """Add what an earlier part of the run counted; only a wrapper that has a bound counts."""
 
     @property
     def growth(self) -> Tensor | None:

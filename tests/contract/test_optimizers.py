@@ -256,3 +256,74 @@ def test_a_closure_without_a_loss_is_refused(build: Build) -> None:
     _, optimizer = run(build, "sgd", 1)
     with pytest.raises(ValueError, match="closure returned None"):
         optimizer.step(lambda: None)
+
+
+@every_method
+def test_a_copy_goes_on_by_itself(build: Build) -> None:
+    model, optimizer = run(build, "sgd", 2)
+    twin, copied = copy.deepcopy((model, optimizer))
+    for m, o in ((model, optimizer), (twin, copied)):
+        o.step(closure_of(m, o))
+    assert are_equal(weights(model), weights(twin))
+    assert twin.left.cores[0] is not model.left.cores[0]
+
+
+@every_method
+def test_watching_changes_nothing_that_is_trained(build: Build) -> None:
+    """A coordinator measures all networks of the model; the optimizer here owns one of them, and joins late."""
+
+    def train(is_watched: bool) -> list[Tensor]:
+        model = Model()
+        part = nn.ModuleDict({"left": model.left})
+        optimizer = build(torch.optim.SGD([*part.parameters(), model.bias], lr=0.05), part)
+        for step in range(4):
+            if is_watched and step == 1:
+                distsam.BalanceCoordinator(model, optimizer)
+            optimizer.step(closure_of(model, optimizer))
+        return weights(model)
+
+    assert are_equal(train(is_watched=True), train(is_watched=False))
+
+
+@every_method
+def test_a_group_added_to_the_base_is_measured_too(build: Build) -> None:
+    model = Model()
+    base = torch.optim.SGD([*model.left.parameters(), *model.right.parameters()], lr=0.05)
+    optimizer = build(base, model)
+    optimizer.step(closure_of(model, optimizer))
+    base.add_param_group({"params": [model.bias], "lr": 0.01})
+    optimizer.step(closure_of(model, optimizer))
+    assert any(p is model.bias for p in optimizer.guard.meter.params)
+
+
+@every_method
+def test_rates_of_a_skipped_step_do_not_exist(build: Build) -> None:
+    model, optimizer = run(build, "sgd", 1)
+    coordinator = distsam.BalanceCoordinator(model, optimizer)
+
+    def spoiled() -> Tensor:
+        loss = closure_of(model, optimizer)()
+        model.bias.grad.fill_(float("nan"))
+        return loss
+
+    optimizer.step(spoiled)
+    snapshot = coordinator.snapshot()
+    assert snapshot["sam/skipped"] == 1
+    assert snapshot["balance/left/predicted_rate"] is None
+    assert snapshot["balance/left/measured_rate"] is None
+
+
+@every_method
+def test_networks_of_another_model_and_second_coordinators_are_refused(build: Build) -> None:
+    model, other = Model(), Model()
+    optimizer = build(BASES["sgd"](model), other)
+    if any(w.networks for w in optimizer.chain()):
+        with pytest.raises(ValueError, match="none of its cores is in the optimizer"):
+            optimizer.step(closure_of(model, optimizer))
+    optimizer = build(BASES["sgd"](model), model)
+    distsam.BalanceCoordinator(model, optimizer)
+    with pytest.raises(ValueError, match="has a coordinator already"):
+        distsam.BalanceCoordinator(model, optimizer)
+    for inner in list(optimizer.chain())[1:]:
+        with pytest.raises(ValueError, match="give the coordinator the outermost one"):
+            distsam.BalanceCoordinator(model, inner)

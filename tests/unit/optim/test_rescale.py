@@ -200,3 +200,38 @@ def test_no_networks_and_shared_cores_are_refused() -> None:
         distsam.DAS(base, [twice], alpha=0.1).step()
     with pytest.raises(ValueError, match="rule='gbar'"):
         distsam.BAR(base, distsam.core_networks(network), alpha=0.1, rule="gbar")
+
+
+def test_a_core_that_has_all_but_vanished_stays_finite() -> None:
+    network = distsam.TensorNetwork(distsam.cp((4, 5, 6), 2), dtype=torch.float64)
+    with torch.no_grad():
+        network.cores[1].mul_(1e-158)
+    das = distsam.DAS(torch.optim.SGD(network.parameters(), lr=0.1), distsam.core_networks(network), alpha=0.5)
+    network.dense().sum().backward()
+    das.step()
+    assert all(torch.isfinite(c).all() for c in network.cores)
+
+
+def test_the_count_of_bounded_rescales_survives_a_resume() -> None:
+    network = distsam.TensorNetwork(distsam.tt((4, 5, 6), 3), dtype=torch.float64)
+    das = distsam.DAS(torch.optim.SGD(network.parameters(), lr=0.1), distsam.core_networks(network), alpha=1e9)
+    network.dense().square().sum().backward()
+    das.step()
+    assert das.num_clipped == 1
+    resumed = distsam.SAM(
+        distsam.DAS(torch.optim.SGD(network.parameters(), lr=0.1), distsam.core_networks(network), alpha=1e9)
+    )
+    resumed.load_counters(das.counters())
+    assert resumed.counters()["num_clipped"] == 1
+
+
+def test_rates_are_unknown_where_cores_move_at_different_rates() -> None:
+    model = TwoNetworks()
+    groups = [{"params": [c], "lr": 0.001 * (k + 1)} for k, c in enumerate(model.a.cores)]
+    optimizer = distsam.SAM(torch.optim.SGD([*groups, {"params": list(model.b.cores), "lr": 0.001}]))
+    coordinator = distsam.BalanceCoordinator(model, optimizer)
+    after_one_step(model, optimizer)
+    snapshot = coordinator.snapshot()
+    assert snapshot["balance/a/measured_rate"] is None
+    assert snapshot["balance/a/predicted_rate"] is None
+    assert isinstance(snapshot["balance/b/measured_rate"], float)

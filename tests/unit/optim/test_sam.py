@@ -130,6 +130,18 @@ def test_a_step_without_a_second_pass_is_refused() -> None:
         sam.step()
 
 
+def test_a_step_after_a_second_pass_that_raised_is_refused() -> None:
+    model, x, y = linear_problem()
+    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    (model(x) - y).square().mean().backward()
+    with sam.perturbed():
+        (model(x) - y).square().mean().backward()
+    with pytest.raises(KeyError), sam.perturbed():
+        raise KeyError("second")
+    with pytest.raises(RuntimeError, match="without a closure"):
+        sam.step()
+
+
 def test_a_gradient_that_only_one_pass_has_leaves_no_perturbed_weight() -> None:
     a, b = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     for first, second in (((a, b), (a,)), ((a,), (a, b))):
@@ -186,6 +198,12 @@ def test_batchnorm_counts_a_step_once_with_the_model_given() -> None:
 
         sam.step(closure)
         counted[knows_model] = int(model[1].num_batches_tracked)
+        if knows_model:
+            closure()
+            with sam.perturbed():
+                closure()
+            sam.step()
+            assert int(model[1].num_batches_tracked) == 4  # the same by hand
     assert counted == {True: 2, False: 4}  # the closure above runs the layer twice
 
 
