@@ -55,7 +55,7 @@ def _draw_loss(axis: Any, rows: Rows) -> None:
     steps, values = _series(rows, "train/loss")
     axis.plot(steps, values, color="black", linewidth=1.4)
     axis.set_title("Training loss")
-    axis.set_ylabel("loss [squared, standardised values]")
+    axis.set_ylabel("loss [squared error, scale as learnt]")
     if values and min(values) > 0:
         axis.set_yscale("log")
     _say_if_empty(axis, values)
