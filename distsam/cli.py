@@ -98,12 +98,11 @@ def predict(
         Path | None, typer.Option(help=".npy or .npz with (N, order) indices; the whole tensor without it.")
     ] = None,
 ) -> None:
-    """Complete the tensor, or predict given entries, in one process."""
+    """Complete the tensor (known entries are kept), or predict given entries, in one process."""
     with _mistakes_as_messages():
         from distsam.train import predict_run
 
-        shape = predict_run(run, output, entries)
-        print(f"{output}: {'tensor' if entries is None else 'values'} of shape {shape}")
+        print(f"{output}: {predict_run(run, output, entries)}")
 
 
 @contextmanager

@@ -30,7 +30,7 @@ class TrainingProgress:
         self._bar = _make_bar(self._console) if shown and self._console.is_terminal else None
         if self._bar is not None:
             self._bar.start()
-            self._task = self._bar.add_task("train", total=steps, completed=start, values=self._text())
+            self._task = self._bar.add_task("train", total=steps, completed=start, values=self._short_text())
 
     def tick(self, step: int) -> None:
         """Move the bar to `step`; costs a clock reading when there is nothing to move."""
@@ -39,7 +39,7 @@ class TrainingProgress:
         now = time.monotonic()
         if now - self._last_shown_s >= _BAR_EVERY_S:
             self._last_shown_s = now
-            self._bar.update(self._task, completed=step, values=self._text())
+            self._bar.update(self._task, completed=step, values=self._short_text())
 
     def show(self, row: Mapping[str, float | int | None]) -> None:
         """Take up the newest logged row."""
@@ -58,18 +58,23 @@ class TrainingProgress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.update(self._task, values=self._text())
+            self._bar.update(self._task, values=self._short_text())
             self._bar.stop()
             self._bar = None
 
     def _text(self) -> str:
         return "  ".join(f"{label} {value:>9}" for label, value in self._values.items())
 
+    def _short_text(self) -> str:
+        """The same beside a bar: a terminal of 80 columns must have room for the step and the time left."""
+        loss, r2, deviation, speed = self._values.values()
+        return f"loss {loss} R2 {r2} dev {deviation} {speed}/s"
+
 
 def _make_bar(console: Console) -> Progress:
     # Few refreshes: the bar's thread holds the interpreter while it draws, and a step can take 1 ms.
     return Progress(
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=6),
         MofNCompleteColumn(),
         TextColumn("{task.fields[values]}"),
         TimeRemainingColumn(),

@@ -61,15 +61,16 @@ def evaluate_run(run_dir: str | Path) -> dict[str, float | None]:
     return run.task.evaluate(run.model)
 
 
-def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | None = None) -> tuple[int, ...]:
+def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | None = None) -> str:
     """Write what the run's best weights predict into the .npz file `output`.
 
     Args:
-        entries: .npy or .npz file with the (N, order) indices to predict; the whole tensor when None: known entries
-            as they are known, the others predicted.
+        entries: .npy or .npz file with the (N, order) indices to predict, written as `indices` and `values`; the
+            whole tensor when None: `tensor` has known entries as they are known and the others predicted,
+            `prediction` has what the network says everywhere.
 
     Returns:
-        Shape of what was predicted: array `tensor`, or array `values` beside `indices`.
+        What was written, for people.
 
     Raises:
         InputError: see `open_run`; or `output` is no .npz file in a folder that exists, or an index is outside.
@@ -77,13 +78,16 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
     target = _checked_output(Path(output))
     run = open_run(run_dir)
     if entries is None:
-        tensor = run.task.fill(run.model)
-        _write(target, lambda stream: np.savez(stream, tensor=tensor))
-        return tensor.shape
+        prediction = run.task.fill(run.model, keep_known=False)
+        tensor, known = prediction.copy(), run.task.entries
+        tensor[tuple(known.indices.T)] = known.values
+        _write(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
+        num_known = len(known.values)
+        return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
     indices = read_indices(entries, run.task.entries.shape, key="--entries")
     values = run.task.predict(run.model, indices)
     _write(target, lambda stream: np.savez(stream, indices=indices, values=values))
-    return values.shape
+    return f"values of shape {values.shape}: predicted, whether known or not"
 
 
 def _checked_output(output: Path) -> Path:

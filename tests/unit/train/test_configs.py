@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -18,8 +19,9 @@ def test_the_promised_configs_are_there() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_loads_builds_and_plans(path: Path) -> None:
-    config = load_config(path)
+def test_a_config_loads_builds_and_plans(path: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))
+    config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
     job = build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu")))
     shapes = {name: tuple(p.shape) for name, p in job.model.named_parameters()}
     assert plan_shards(shapes, "fsdp", (2,)).num_shards == 2

@@ -48,7 +48,7 @@ def test_a_terminal_gets_a_bar_with_the_numbers_and_the_time_left() -> None:
     progress.tick(10)
     progress.close()
     assert "10/10" in shown(out)
-    assert "deviation" in shown(out)
+    assert "dev 12.5" in shown(out)
     assert ":" in shown(out)
 
 
