@@ -59,16 +59,20 @@ class BalanceCoordinator:
         model: its networks are found by `core_networks`; call after `shard`.
         optimizer: an optimizer of distsam that reports its steps here; without one only `snapshot` works.
         every: log cadence in steps: steps 1, every, 2 every, ... are published.
+        last_step: the step that ends the run, if it is known: published too.
 
     The numbers of step t are published when the first pass of step t + 1 has brought the core norms that step t
     left; so they cost no collective of their own.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Measured | None = None, every: int = 1) -> None:
+    def __init__(
+        self, model: nn.Module, optimizer: Measured | None = None, every: int = 1, last_step: int | None = None
+    ) -> None:
         if every < 1:
             raise ValueError(f"every={every}: the log cadence is at least 1 step")
         self.networks: list[CoreNetwork] = core_networks(model)
         self.every = every
+        self.last_step = last_step
         self._meter = Meter(list(model.parameters()), self.networks)
         self._last: StepRecord | None = None
         self._pending: list[tuple[int, Callable[[], Snapshot | None]]] = []
@@ -77,7 +81,7 @@ class BalanceCoordinator:
 
     def is_due(self, step: int) -> bool:
         """True if the numbers of `step` are to be published."""
-        return step == 1 or step % self.every == 0
+        return step in (1, self.last_step) or step % self.every == 0
 
     def wants_norms(self, step: int) -> bool:
         """True if the first pass of `step` must measure the core norms: for itself, or for the step before."""

@@ -138,7 +138,7 @@ def build_job(config: Config, problem: Problem, world: World) -> Job:
     plan = plan_shards(shapes, config.sharding.plan, (1,) if mesh is None else tuple(mesh.shape))
     shard(model, mesh, plan)
     optimizer = build_optimizer(config, model)
-    coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every)
+    coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
     return Job(world, task, model, plan, optimizer, coordinator, NativeEngine(model, optimizer))
 
 

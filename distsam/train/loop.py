@@ -151,5 +151,7 @@ class TrainingLoop:
         self._collect(coordinator.flush())
         # A run that was at its end already has that row in its file.
         has_stepped = step > self._first_step
-        if self.job.world.rank == 0 and has_stepped and not coordinator.is_due(step):
-            self._book.close(step, self.balance)
+        if has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:
+            row = {**self.score(), **self.balance}
+            if self.job.world.rank == 0:
+                self._book.close(step, row)

@@ -50,3 +50,12 @@ def test_q_stays_under_small_plain_steps_and_falls_under_sam_from_this_start(tmp
     # Plain steps drift like SAM with radius eta ||g|| / 2: here ||g|| < 1000, so less than a 200th of rho = 0.2.
     assert abs(change["base"]) < abs(change["sam"]) / 100
     assert change["sam"] < -1e-3
+
+
+def test_the_last_step_is_one_whole_row_whatever_the_log_cadence(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path / "run", "train.steps=20", "train.log_every=7")
+    assert [row["train/step"] for row in rows] == [1, 7, 14, 20]
+    for name in ("train/loss", "train/r2", PREFIX + "norm_deviation", PREFIX + "measured_rate"):
+        assert isinstance(rows[-1][name], float), name
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary[PREFIX + "measured_rate"] == rows[-1][PREFIX + "measured_rate"]
