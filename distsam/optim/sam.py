@@ -14,6 +14,7 @@ from distsam.balance import FirstPass
 from distsam.optim.perturbation import Perturbation
 from distsam.optim.replay import Replay
 from distsam.optim.wrapper import Closure, Wrapper, descend, evaluate
+from distsam.sharding import discard_pass
 from distsam.tensornet import CoreNetwork, core_networks
 
 SCOPES = ("global", "network", "core")
@@ -125,6 +126,9 @@ class SAM(Wrapper):
         try:
             with self._replay.keeping_statistics():
                 yield
+        except BaseException:
+            discard_pass(meter.params)
+            raise
         finally:
             self._perturbation.leave()
         self._pending = (first, radius, grads, epsilon_factors)

@@ -1,8 +1,10 @@
 """Where do the weights live? World, mesh, plan, and the collectives."""
 
 from distsam.sharding.apply import shard
+from distsam.sharding.gathered import discard_pass
 from distsam.sharding.ownership import LocalPieces, local_tensor
 from distsam.sharding.plan import ShardPlan, plan_shards
+from distsam.sharding.replicate import complete_gradients
 from distsam.sharding.world import PLANS, World, close_world, make_mesh, open_world
 
 __all__ = [
@@ -11,6 +13,8 @@ __all__ = [
     "ShardPlan",
     "World",
     "close_world",
+    "complete_gradients",
+    "discard_pass",
     "local_tensor",
     "make_mesh",
     "open_world",

@@ -6,7 +6,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from distsam.errors import InputError
-from distsam.sharding.collectives import broadcast_from_first_, world_size
+from distsam.sharding.collectives import broadcast_from_first_, new_world_group, world_size
+from distsam.sharding.gathered import remember
 from distsam.sharding.plan import ShardPlan, plan_shards
 from distsam.sharding.replicate import GradientAverager
 from distsam.tensornet import TensorNetwork
@@ -26,12 +27,19 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     Returns:
         The same module.
 
-    Collectives: one broadcast per parameter and buffer, once. Afterwards per pass: "fsdp" one all-gather per
+    Which gradients every rank must have: under "fsdp" each rank's loss must run backward through every network, and
+    through the rest where that is sharded, because FSDP2 reduces a group's gradients only where there are some. A
+    whole parameter may be missing from some ranks' losses. A rank whose loss reaches none of them takes part when
+    the optimizers of distsam measure the pass: such a rank's passes must consist of one backward each. With sharded
+    parameters outside the networks, run the model's forward before a network's own `at` or `dense`.
+
+    Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
+        whole. Afterwards per pass: "fsdp" one all-gather per
         network forward, one all-gather and one reduce-scatter backward (and one all-reduce on a 2-D mesh);
         whole parameters one all-reduce per 25 MiB backward. Every rank calls it.
 
     Raises:
-        InputError: a plan that the mesh cannot serve, or one made for another mesh or model.
+        InputError: a plan that the mesh or the model cannot serve, or one made for another mesh or model.
     """
     if mesh is None or mesh.size() == 1:
         return model
@@ -51,23 +59,34 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
 def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> nn.Module:
     dims = {id(p): plan.dim_of(name) for name, p in model.named_parameters()}
     whole = [p for p in model.parameters() if dims[id(p)] is None]
-    if len(whole) < len(dims):
+    is_sharded = len(whole) < len(dims)
+    if is_sharded:
         _shard_modules(model, mesh, dims, set(whole))
+        remember(model)
     if whole:
-        GradientAverager(whole)
+        # FSDP2 reduces in the same backward: a group of our own keeps the two orders apart.
+        GradientAverager(whole, new_world_group() if is_sharded else None)
     return model
 
 
 def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:
-    """One FSDP2 group per network, the rest of the model in the root's group."""
+    """One FSDP2 group per network, the rest of the model in the root's group, if there is a rest."""
 
     def placement(param: nn.Parameter) -> Shard:
         dim = dims[id(param)]
         assert dim is not None
         return Shard(dim)
 
-    networks = [m for m in model.modules() if isinstance(m, TensorNetwork) and m is not model]
-    for module in [*networks, model]:
+    networks = [m for m in model.modules() if isinstance(m, TensorNetwork)]
+    covered = {id(p) for m in networks for p in m.parameters()}
+    rest = [n for n, p in model.named_parameters() if id(p) not in covered and dims[id(p)] is not None]
+    if rest and isinstance(model, nn.ModuleDict | nn.ModuleList):
+        raise InputError(
+            f"sharding.plan=fsdp: {rest[0]} belongs to no tensor network and a {type(model).__name__} has no forward "
+            "in which to gather it; put them into a module with a forward, or use sharding.plan=replicate"
+        )
+    # A root that owns nothing is not wrapped: FSDP2 would forbid calling a network before the root's forward.
+    for module in [*networks, model] if rest else networks:
         # Always reshard after forward: an evaluation that leaves whole weights behind would make the next
         # forward skip its all-gather, and with it a perturbation of the shards.
         fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=placement, ignored_params=whole)

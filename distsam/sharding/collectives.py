@@ -35,18 +35,30 @@ def all_reduce_sum_(vector: Tensor) -> Tensor:
     return vector
 
 
-def start_all_reduce_sum_(buffer: Tensor) -> Callable[[], None]:
+def start_all_reduce_sum_(buffer: Tensor, group: dist.ProcessGroup | None = None) -> Callable[[], None]:
     """Start summing `buffer` over the world in place; the returned function waits for the sum.
+
+    Args:
+        buffer: the summand.
+        group: a group of the whole world; None is the default one.
 
     Collectives: one asynchronous all_reduce(sum) of `buffer`; every rank calls it in the same order.
     """
-    work = dist.all_reduce(buffer, async_op=True)
+    work = dist.all_reduce(buffer, group=group, async_op=True)
 
     def wait() -> None:
         if work is not None:
             work.wait()
 
     return wait
+
+
+def new_world_group() -> dist.ProcessGroup | None:
+    """A second process group of the whole world, whose collectives are ordered among themselves only.
+
+    Collectives: those of starting a group, once; every rank calls it. None without a process group.
+    """
+    return dist.new_group() if is_distributed() else None
 
 
 @torch.no_grad()

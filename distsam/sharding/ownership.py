@@ -28,14 +28,14 @@ class LocalPieces:
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
         self.params = tuple(params)
-        # Whether a parameter is a DTensor never changes; asking each one at every step is what would take time.
-        self._sharded = [(i, p) for i, p in enumerate(params) if isinstance(p, DTensor)]
+        # What is a DTensor, and placed how, never changes; asking each one at every step is what would take time.
+        self._sharded = [(i, p, p.placements) for i, p in enumerate(params) if isinstance(p, DTensor)]
         self.owned = [_owns(p) for p in params]
 
     def weights(self) -> list[Tensor]:
         """P pieces, sharing storage, for use under no_grad."""
         pieces: list[Tensor] = list(self.params)
-        for i, param in self._sharded:
+        for i, param, _ in self._sharded:
             pieces[i] = param._local_tensor
         return pieces
 
@@ -46,11 +46,12 @@ class LocalPieces:
             any other DTensor gradient, which is stored back.
         """
         pieces = [p.grad for p in self.params]
-        for i, param in self._sharded:
+        for i, param, placements in self._sharded:
             grad = pieces[i]
-            if isinstance(grad, DTensor) and grad.placements != param.placements:
-                grad = param.grad = grad.redistribute(placements=param.placements)
-            pieces[i] = None if grad is None else local_tensor(grad)
+            if isinstance(grad, DTensor):
+                if grad.placements != placements:
+                    grad = param.grad = grad.redistribute(placements=placements)
+                pieces[i] = grad._local_tensor
         return pieces
 
 

@@ -1,15 +1,19 @@
 """Gradients of replicated parameters, averaged over the world while backward runs.
 
 The hooks sit on the parameters, so any method of the model may be differentiated (`at`, `dense`, `forward`),
-and a rank on which a parameter had no gradient still takes part, with zeros.
+and a rank on which a parameter had no gradient still takes part: with zeros, and with a 0 in a count that says on
+how many ranks there was one. Where that is none, no gradient is left, as in one process.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import Variable
+from torch.distributed import ProcessGroup
+from torch.utils.weak import WeakIdKeyDictionary
 
 from distsam.sharding.collectives import start_all_reduce_sum_, world_size
 
@@ -20,80 +24,141 @@ BUCKET_BYTES = 25 * 2**20
 class _Bucket:
     params: list[nn.Parameter]
     ready: set[int] = field(default_factory=set)
+    sent: list[nn.Parameter] = field(default_factory=list)
     buffer: Tensor | None = None
     wait: Callable[[], None] | None = None
+
+    def active(self) -> list[nn.Parameter]:
+        """Those that are not frozen now; the same on every rank."""
+        return [p for p in self.params if p.requires_grad]
 
 
 class GradientAverager:
     """Averages the gradients of replicated parameters over the world at the end of every backward.
 
+    A parameter that no rank's loss used keeps `.grad` None; one that is frozen is left alone. The host reads the
+    counts only on a rank, and only in a backward, where a gradient is missing.
+
     Args:
         params: plain parameters, the same list in the same order on every rank.
+        group: the process group to use; one of its own where another party's collectives run in the same backward,
+            because ranks may start the two in different orders.
 
     Collectives: per backward one asynchronous all_reduce(sum) per bucket of at most 25 MiB, started as soon as
-        the bucket's gradients are there and always in the same order; every rank must run the backward.
+        the bucket's gradients are there and always in the same order; every rank must run the backward. A rank whose
+        backward reached none of the parameters takes part in `complete`.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], group: ProcessGroup | None = None) -> None:
         # Backward reaches the last layers first: their bucket goes first.
         self._buckets = _fill_buckets([p for p in reversed(params) if p.requires_grad])
+        self._group = group
         self._next = 0
-        self._is_armed = False
+        self._backward: int | None = None
+        self._has_averaged = False
         for bucket in self._buckets:
             for param in bucket.params:
                 param.register_post_accumulate_grad_hook(self._on_gradient(bucket))
+                _AVERAGERS[param] = ref(self)  # the hooks keep it alive as long as the parameter
+
+    def complete(self) -> None:
+        """End of a pass: a rank whose backward reached none of the parameters takes part here, with zeros.
+
+        Collectives: those of one backward on a rank that has not averaged since the last call; else none.
+        """
+        if not self._has_averaged or all(p.grad is None for b in self._buckets for p in b.params):
+            self._start_over()
+            self._finish()
+        self._has_averaged = False
 
     def _on_gradient(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
-            if not self._is_armed or id(param) in bucket.ready:
-                # A second arrival without an end in between means that the last backward raised.
+            # By its number, because a backward that raised has never ended.
+            backward = torch._C._current_graph_task_id()
+            if self._backward != backward:
                 self._start_over()
-                Variable._execution_engine.queue_callback(self._finish)
+                self._backward = backward
+                # Queued twice over, to be behind FSDP2's own callback, in which it may still reduce gradients: a
+                # rank that waits here must not owe the others those.
+                queue = Variable._execution_engine.queue_callback
+                queue(lambda: queue(self._finish))
             bucket.ready.add(id(param))
             self._launch_complete()
 
         return hook
 
     def _start_over(self) -> None:
-        self._is_armed, self._next = True, 0
+        self._backward, self._next = None, 0
         for bucket in self._buckets:
             bucket.ready.clear()
+            bucket.sent = []
             bucket.buffer = bucket.wait = None
 
     def _launch_complete(self) -> None:
         while self._next < len(self._buckets):
             bucket = self._buckets[self._next]
-            if len(bucket.ready) < len(bucket.params):
+            if any(id(p) not in bucket.ready for p in bucket.active()):
                 return
             self._launch(bucket)
 
     @torch.no_grad()
     def _launch(self, bucket: _Bucket) -> None:
-        for param in bucket.params:
-            if param.grad is None:
-                param.grad = torch.zeros_like(param)
-        bucket.buffer = torch.cat([_grad(p).reshape(-1) for p in bucket.params])
-        bucket.wait = start_all_reduce_sum_(bucket.buffer)
+        """Send the gradients, and behind them for each parameter whether this rank has one."""
         self._next += 1
+        bucket.sent = bucket.active()
+        if not bucket.sent:
+            return
+        is_there = [p.grad is not None for p in bucket.sent]
+        counts = bucket.sent[0].new_ones(len(is_there))
+        if not all(is_there):
+            counts = counts.new_tensor(is_there)
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.sent]
+        bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts])
+        bucket.wait = start_all_reduce_sum_(bucket.buffer, self._group)
 
     @torch.no_grad()
     def _finish(self) -> None:
         while self._next < len(self._buckets):
             self._launch(self._buckets[self._next])
         for bucket in self._buckets:
-            if bucket.wait is None or bucket.buffer is None:
-                continue
-            bucket.wait()
-            pieces = bucket.buffer.div_(world_size()).split([p.numel() for p in bucket.params])
-            grads = [_grad(p) for p in bucket.params]
-            torch._foreach_copy_(grads, [x.view_as(g) for x, g in zip(pieces, grads, strict=True)])
+            if bucket.wait is not None and bucket.buffer is not None:
+                bucket.wait()
+                _take(bucket.sent, bucket.buffer)
         self._start_over()
-        self._is_armed = False
+        self._has_averaged = True
 
 
-def _grad(param: nn.Parameter) -> Tensor:
-    assert param.grad is not None
-    return param.grad
+# Parameter -> its averager, for whoever measures gradients and knows only parameters.
+_AVERAGERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def complete_gradients(params: Iterable[nn.Parameter]) -> None:
+    """Call before the gradients of a pass are read: ranks without any for the whole parameters take part here.
+
+    Collectives: see GradientAverager.complete; every rank calls it once per pass.
+    """
+    found: dict[int, GradientAverager] = {}
+    for param in params:
+        weak: ReferenceType[GradientAverager] | None = _AVERAGERS.get(param)
+        averager = weak() if weak is not None else None
+        if averager is not None:
+            found[id(averager)] = averager
+    for averager in found.values():
+        averager.complete()
+
+
+def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> None:
+    """Put the means in place of the gradients; None where no rank has one."""
+    *pieces, counts = buffer.split([*(p.numel() for p in params), len(params)])
+    means = [x.view_as(p) for x, p in zip(pieces, params, strict=True)]
+    torch._foreach_div_(means, world_size())
+    if any(p.grad is None for p in params):
+        for param, mean, count in zip(params, means, counts.tolist(), strict=True):
+            if param.grad is None and count > 0:
+                param.grad = torch.empty_like(param).copy_(mean)
+    kept = [(p.grad, mean) for p, mean in zip(params, means, strict=True) if p.grad is not None]
+    if kept:
+        torch._foreach_copy_([g for g, _ in kept], [mean for _, mean in kept])
 
 
 def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:

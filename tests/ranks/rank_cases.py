@@ -174,7 +174,7 @@ def stop_on_one_rank() -> list[bool]:
     return seen
 
 
-def partial_gradients() -> list[np.ndarray]:
+def partial_gradients() -> list[np.ndarray | None]:
     """Averaged gradients where only rank 0's loss knows the second parameter and no rank's the third."""
     params = nn.ParameterList(torch.full((2,), float(k)) for k in range(3))
     distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
@@ -182,7 +182,7 @@ def partial_gradients() -> list[np.ndarray]:
     if rank() == 0:
         loss = loss + 3 * params[1].sum()
     loss.backward()
-    return [full(p.grad) for p in params]
+    return [None if p.grad is None else full(p.grad) for p in params]
 
 
 def measure_mixed(world: int) -> dict[str, Any]:
@@ -219,3 +219,34 @@ def measure_mixed(world: int) -> dict[str, Any]:
         "expected_gamma": [float(g.square().sum()) for g in grads],
         "expected_norms_sq": [float(w.square().sum()) for w in whole],
     }
+
+
+def raise_in_second_pass(plan: str, where: str) -> dict[str, Any]:
+    """A second pass that raises on every rank; what the model says afterwards, and whether a good step follows."""
+    model, optimizer, closure = build(plan, 1, torch.float64, "sam")
+    optimizer.step(closure)
+    indices, _ = entries(torch.float64)
+    before = model(indices).detach().numpy().copy()
+    calls = 0
+
+    def raising() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2 and where == "forward":
+            model(indices)
+            raise IndexError("second forward")
+        if calls == 2:
+            output = model(indices)
+            output.register_hook(lambda grad: (_ for _ in ()).throw(KeyError("second backward")))
+            output.sum().backward()
+        return closure()
+
+    error = ""
+    try:
+        optimizer.step(raising)
+    except (IndexError, KeyError) as raised:
+        error = str(raised)
+    after = model(indices).detach().numpy().copy()
+    optimizer.step(closure)
+    moved = model(indices).detach().numpy().copy()
+    return {"error": error, "is_same": bool(np.array_equal(before, after)), "moved": float(np.abs(moved - after).max())}

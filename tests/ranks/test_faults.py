@@ -1,7 +1,7 @@
 """A gradient that is not finite on one rank: all ranks skip the step together."""
 
 import pytest
-from rank_cases import step_with_bad_gradient
+from rank_cases import raise_in_second_pass, step_with_bad_gradient
 from rank_pool import RankPool
 
 
@@ -22,3 +22,15 @@ def test_ten_skipped_steps_in_a_row_end_the_run_on_all_ranks(two_ranks: RankPool
         assert answer["num_skipped"] == 10
         assert "10 steps in a row" in answer["error"]
         assert answer["is_untouched"]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("plan", ["replicate", "fsdp"])
+def test_after_a_second_pass_that_raised_the_model_says_what_it_said_before(
+    two_ranks: RankPool, plan: str, where: str
+) -> None:
+    """FSDP2 kept the gathered, perturbed weights of the pass that was cut off, though the shards were restored."""
+    for answer in two_ranks.run(raise_in_second_pass, plan, where):
+        assert "second" in answer["error"]
+        assert answer["is_same"]
+        assert 0 < answer["moved"] < 10

@@ -1,0 +1,55 @@
+"""Weights that FSDP2 has gathered for a pass: put away after a pass that raised."""
+
+from collections.abc import Iterable
+from typing import cast
+from weakref import ReferenceType, ref
+
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+# Sharded parameter -> the model it was sharded in; weak on both sides.
+_MODELS: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def remember(model: nn.Module) -> None:
+    """Note for each sharded parameter where it belongs."""
+    for param in model.parameters():
+        if isinstance(param, DTensor):
+            _MODELS[param] = ref(model)
+
+
+def discard_pass(params: Iterable[nn.Parameter]) -> None:
+    """Forget a forward or backward that raised: free the whole weights and FSDP2's half-done gradients.
+
+    What it cut off would have put them away; without this the next forward computes with the weights of that pass.
+
+    Collectives: none; in flight ones are waited for, so every rank's pass must have raised.
+    """
+    for model in _models(params):
+        wrapped = _wrapped(model)
+        for module in wrapped:
+            for param in cast(nn.Module, module).parameters():
+                if not isinstance(param, DTensor):
+                    # A gathered copy, kept for the next pass together with what was added to its gradient.
+                    param.grad = None
+        for module in [model] if isinstance(model, FSDPModule) else wrapped:
+            # New in torch 2.13; before that, reshard is all there is.
+            getattr(module, "reset_iter_state", lambda: None)()
+        for module in wrapped:
+            module.reshard()
+
+
+def _models(params: Iterable[nn.Parameter]) -> list[nn.Module]:
+    found: dict[int, nn.Module] = {}
+    for param in params:
+        weak: ReferenceType[nn.Module] | None = _MODELS.get(param)
+        model = weak() if weak is not None else None
+        if model is not None:
+            found[id(model)] = model
+    return list(found.values())
+
+
+def _wrapped(model: nn.Module) -> list[FSDPModule]:
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
