@@ -13,12 +13,11 @@ Measured, per contender:
     whole optimizer     the same and a step of SGD with momentum; for distsam also what makes the step safe: the
                         second measurement and the decision of all ranks whether the step counts.
 Gradients are set outside the timed parts. Contenders run in shuffled order within each round, on one thread; CPU time
-is that of rank 0's main thread, so waiting for a collective is in the wall time only. Medians; ratios are medians of
-the ratio to `hand` of the same round, which a drift of the machine does not reach. `length` is ||epsilon|| / rho over
-all ranks and `exact` whether the weights came back bit for bit.
+is that of rank 0's main thread, without the wait for collectives. Medians; ratios are medians of the ratio to `hand`
+of the same round. `length` is ||epsilon|| / rho over all ranks, `exact`: the weights came back bit for bit.
 
-`bound` is what distsam's traffic would cost at the bandwidth of a copy of the same weights, measured in the same run:
-28 bytes an element (norm: read g; move: read w, write the copy, read g, write w; restore: read the copy, write w).
+`bound`: distsam's traffic at the bandwidth of a copy of the same weights in the same run, 28 bytes an element (norm:
+read g; move: read w, write the copy, read g, write w; restore: read the copy, write w).
 
 With --limit the exit code is 1 if distsam is above so many times `hand` in perturb + restore.
 """
@@ -63,7 +62,6 @@ class Phases:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's piece, sharing storage."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -78,7 +76,6 @@ class Hand:
 
     @torch.no_grad()
     def perturb(self) -> None:
-        """Copy the weights and add rho g / ||g||."""
         grads = [g.to_local() if isinstance(g := p.grad, DTensor) else g for p in self.params]
         norm_sq = torch.stack(torch._foreach_norm(grads)).square().sum()
         if dist.is_initialized():
@@ -91,7 +88,6 @@ class Hand:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Copy back, step."""
         torch._foreach_copy_(self.weights, self.saved)
         self.base.step()
 
@@ -105,7 +101,6 @@ class LoopSAM:
 
     @torch.no_grad()
     def perturb(self) -> None:
-        """Keep a clone as the weights' storage to be, add e_w."""
         norms = [p.grad.norm(p=2) for p in self.params if p.grad is not None]
         scale = RHO / (torch.norm(torch.stack(norms), p=2) + 1e-12)
         for p in self.params:
@@ -118,14 +113,12 @@ class LoopSAM:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Exchange storage, step."""
         for p in self.params:
             p.data = self.old[p]
         self.base.step()
 
 
 def by_distsam(params: Sequence[nn.Parameter], base: type[SGD]) -> Phases:
-    """`with sam.perturbed():` taken apart."""
     sam = distsam.SAM(base(params, lr=1e-3, momentum=0.9), rho=RHO)
     inside = []
 
@@ -142,27 +135,21 @@ def by_distsam(params: Sequence[nn.Parameter], base: type[SGD]) -> Phases:
 
 
 def by_pytorch_optimizer(params: Sequence[nn.Parameter], base: type[SGD], foreach: bool | None) -> Phases:
-    """pytorch_optimizer's SAM."""
     from pytorch_optimizer import SAM
 
     sam = SAM(params, base, rho=RHO, foreach=foreach, lr=1e-3, momentum=0.9)
     return Phases(lambda: sam.first_step(zero_grad=True), sam.second_step)
 
 
-def by_class(kind: type[Hand] | type[LoopSAM]) -> Callable[[Sequence[nn.Parameter], type[SGD]], Phases]:
-    """A maker of one of the classes above."""
-
-    def make(params: Sequence[nn.Parameter], base: type[SGD]) -> Phases:
-        built = kind(params, base(params, lr=1e-3, momentum=0.9))
-        return Phases(built.perturb, built.finish)
-
-    return make
+def by_class(kind: type[Hand] | type[LoopSAM], params: Sequence[nn.Parameter], base: type[SGD]) -> Phases:
+    built = kind(params, base(params, lr=1e-3, momentum=0.9))
+    return Phases(built.perturb, built.finish)
 
 
 CONTENDERS: dict[str, Callable[[Sequence[nn.Parameter], type[SGD]], Phases]] = {
-    "hand": by_class(Hand),
+    "hand": lambda params, base: by_class(Hand, params, base),
     "distsam": by_distsam,
-    "davda54 style": by_class(LoopSAM),
+    "davda54 style": lambda params, base: by_class(LoopSAM, params, base),
     "pytorch_optimizer foreach": lambda params, base: by_pytorch_optimizer(params, base, True),
     "pytorch_optimizer": lambda params, base: by_pytorch_optimizer(params, base, None),
 }
@@ -275,7 +262,7 @@ def say(line: str) -> None:
 
 
 def run(rank: int, world: int, port: int, options: argparse.Namespace) -> None:
-    """Everything that one world measures; exits with 1 where distsam is above the limit."""
+    """All that one world measures; exits with 1 where distsam is above the limit."""
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
