@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distsam.balance.norms import inner_products, squared_norms
-from distsam.sharding import LocalPieces, local_tensor
+from distsam.sharding import LocalPieces, averagers_of, local_tensor
 from distsam.sharding.collectives import all_reduce_sum_, world_size
 from distsam.tensornet import CoreNetwork
 
@@ -75,6 +75,9 @@ class Meter:
         params: the parameters that an optimizer moves, sharded in any way, the same list on every rank.
         networks: the networks whose cores are measured one by one; no core may be in two of them. Of a core that is
             not in `params` only the norm is measured: its gradient is nobody's business here.
+
+    Raises:
+        ValueError: a core in two networks, nothing to measure, or parameters on several devices.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
@@ -91,12 +94,22 @@ class Meter:
         if not self.params:
             raise ValueError("nothing to measure: no parameter and no network was given")
         self.pieces = LocalPieces(self.params)
-        self.device = local_tensor(self.params[0]).device
+        self._averagers = averagers_of(self.params)
+        devices = sorted({str(local_tensor(p).device) for p in self.params})
+        if len(devices) > 1:
+            raise ValueError(f"parameters on {' and '.join(devices)}: one rank's parameters must be on one device")
+        self.device = torch.device(devices[0])
         self._counts = torch.tensor(self.pieces.owned, dtype=torch.float64, device=self.device)
         self._nothing = torch.zeros((), device=self.device)
 
     def gradients(self) -> list[Tensor | None]:
-        """The local pieces of the gradients, in the order of `params`; None where a core is only looked at."""
+        """The local pieces of a pass's gradients, in the order of `params`; None where a core is only looked at.
+
+        Collectives: none, but where some rank's backward reached none of the whole parameters: that rank then does
+            here what the others did in their backward. Every rank calls it, once a pass.
+        """
+        for averager in self._averagers:
+            averager.complete()
         grads = self.pieces.gradients()
         for k in self._unmoved:
             grads[k] = None
@@ -125,7 +138,8 @@ class Meter:
             wants_norms: measure s_k too; the same on every rank.
             wants_stop: this rank asks for the end of the run.
 
-        Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms); every rank calls it.
+        Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms), and see `gradients`; every rank
+            calls it.
         """
         grads = self.gradients()
         gamma = self._squared(grads)
@@ -154,7 +168,8 @@ class Meter:
             epsilon: local pieces of the perturbation, up to `factors`, in the order of `params`.
             factors: (N,) float64 so that epsilon_k = factors_k * epsilon[k]; None: do not measure <epsilon_k, g~_k>.
 
-        Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products); every rank calls it.
+        Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products), and see `gradients`; every rank
+            calls it.
         """
         grads = self.gradients()
         parts = [self._squared(grads).sum(0, keepdim=True), self._share(loss)]

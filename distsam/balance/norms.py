@@ -17,7 +17,8 @@ def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = Fa
     """(P,) float64 squared Frobenius norms of P local tensors, 0 where one does not count; an empty one has 0.
 
     Relative error below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do not cancel,
-    2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12.
+    2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12. Not exact, the squares have float32's
+    range: elements above 1e19 give infinity (a step that is skipped), those below 1e-19 lose digits, then vanish.
 
     Args:
         tensors: P tensors of any shapes and dtypes, on one device.

@@ -4,7 +4,7 @@ from distsam.sharding.apply import shard
 from distsam.sharding.gathered import discard_pass
 from distsam.sharding.ownership import LocalPieces, local_tensor
 from distsam.sharding.plan import ShardPlan, plan_shards
-from distsam.sharding.replicate import complete_gradients
+from distsam.sharding.replicate import averagers_of
 from distsam.sharding.world import PLANS, World, close_world, make_mesh, open_world
 
 __all__ = [
@@ -12,8 +12,8 @@ __all__ = [
     "LocalPieces",
     "ShardPlan",
     "World",
+    "averagers_of",
     "close_world",
-    "complete_gradients",
     "discard_pass",
     "local_tensor",
     "make_mesh",

@@ -10,6 +10,7 @@ from distsam.sharding.collectives import broadcast_from_first_, new_world_group,
 from distsam.sharding.gathered import remember
 from distsam.sharding.plan import ShardPlan, plan_shards
 from distsam.sharding.replicate import GradientAverager
+from distsam.sharding.world import check_plan_name
 from distsam.tensornet import TensorNetwork
 
 
@@ -29,9 +30,9 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
 
     Which gradients every rank must have: under "fsdp" each rank's loss must run backward through every network, and
     through the rest where that is sharded, because FSDP2 reduces a group's gradients only where there are some. A
-    whole parameter may be missing from some ranks' losses. A rank whose loss reaches none of them takes part when
-    the optimizers of distsam measure the pass: such a rank's passes must consist of one backward each. With sharded
-    parameters outside the networks, run the model's forward before a network's own `at` or `dense`.
+    whole parameter may be missing from some ranks' losses, and so may all of them: that rank takes part when an
+    optimizer of distsam measures the pass, which then must consist of one backward. With sharded parameters outside
+    the networks, run the model's forward before a network's own `at` or `dense`.
 
     Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
         whole. Afterwards per pass: "fsdp" one all-gather per
@@ -41,6 +42,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     Raises:
         InputError: a plan that the mesh or the model cannot serve, or one made for another mesh or model.
     """
+    if isinstance(plan, str):
+        check_plan_name(plan)
     if mesh is None or mesh.size() == 1:
         return model
     if mesh.size() != world_size():

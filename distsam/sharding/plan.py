@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distsam.errors import InputError
-from distsam.sharding.world import PLANS
+from distsam.sharding.world import check_plan_name
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,7 @@ def plan_shards(
     Raises:
         InputError: unknown plan, or an "fsdp" mesh whose shard axis divides no dim of any parameter.
     """
-    if plan not in PLANS:
-        raise InputError(f"sharding.plan={plan}: unknown plan; use one of {', '.join(PLANS)}")
+    check_plan_name(plan)
     shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
     num_shards = 1 if plan == "replicate" else mesh_shape[-1]
     dims = tuple((n, None if plan == "replicate" else _widest(s, num_shards)) for n, s in shapes)

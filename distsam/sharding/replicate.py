@@ -23,7 +23,7 @@ BUCKET_BYTES = 25 * 2**20
 @dataclass
 class _Bucket:
     params: list[nn.Parameter]
-    ready: set[int] = field(default_factory=set)
+    missing: set[int] = field(default_factory=set)  # ids of those whose gradient this backward still owes
     sent: list[nn.Parameter] = field(default_factory=list)
     buffer: Tensor | None = None
     wait: Callable[[], None] | None = None
@@ -36,8 +36,8 @@ class _Bucket:
 class GradientAverager:
     """Averages the gradients of replicated parameters over the world at the end of every backward.
 
-    A parameter that no rank's loss used keeps `.grad` None; one that is frozen is left alone. The host reads the
-    counts only on a rank, and only in a backward, where a gradient is missing.
+    A parameter that no rank's loss used keeps `.grad` None; one that is frozen is left alone until it is no longer.
+    The host reads the counts only on a rank, and only in a backward, where a gradient is missing.
 
     Args:
         params: plain parameters, the same list in the same order on every rank.
@@ -51,14 +51,14 @@ class GradientAverager:
 
     def __init__(self, params: Sequence[nn.Parameter], group: ProcessGroup | None = None) -> None:
         # Backward reaches the last layers first: their bucket goes first.
-        self._buckets = _fill_buckets([p for p in reversed(params) if p.requires_grad])
+        self._buckets = _fill_buckets([p for p in reversed(params) if p.is_floating_point() or p.is_complex()])
         self._group = group
         self._next = 0
         self._backward: int | None = None
         self._has_averaged = False
         for bucket in self._buckets:
             for param in bucket.params:
-                param.register_post_accumulate_grad_hook(self._on_gradient(bucket))
+                _hook_gradient(param, self._on_gradient(bucket))
                 _AVERAGERS[param] = ref(self)  # the hooks keep it alive as long as the parameter
 
     def complete(self) -> None:
@@ -73,7 +73,7 @@ class GradientAverager:
 
     def _on_gradient(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
-            # By its number, because a backward that raised has never ended.
+            # By its number, because a backward that raised has never ended. Torch has no public name for it.
             backward = torch._C._current_graph_task_id()
             if self._backward != backward:
                 self._start_over()
@@ -82,7 +82,7 @@ class GradientAverager:
                 # rank that waits here must not owe the others those.
                 queue = Variable._execution_engine.queue_callback
                 queue(lambda: queue(self._finish))
-            bucket.ready.add(id(param))
+            bucket.missing.discard(id(param))
             self._launch_complete()
 
         return hook
@@ -90,16 +90,13 @@ class GradientAverager:
     def _start_over(self) -> None:
         self._backward, self._next = None, 0
         for bucket in self._buckets:
-            bucket.ready.clear()
+            bucket.missing = {id(p) for p in bucket.active()}
             bucket.sent = []
             bucket.buffer = bucket.wait = None
 
     def _launch_complete(self) -> None:
-        while self._next < len(self._buckets):
-            bucket = self._buckets[self._next]
-            if any(id(p) not in bucket.ready for p in bucket.active()):
-                return
-            self._launch(bucket)
+        while self._next < len(self._buckets) and not self._buckets[self._next].missing:
+            self._launch(self._buckets[self._next])
 
     @torch.no_grad()
     def _launch(self, bucket: _Bucket) -> None:
@@ -132,19 +129,23 @@ class GradientAverager:
 _AVERAGERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
-def complete_gradients(params: Iterable[nn.Parameter]) -> None:
-    """Call before the gradients of a pass are read: ranks without any for the whole parameters take part here.
-
-    Collectives: see GradientAverager.complete; every rank calls it once per pass.
-    """
+def averagers_of(params: Iterable[nn.Parameter]) -> tuple[GradientAverager, ...]:
+    """Who averages the gradients of `params`; nobody where none of them was left whole by `shard`."""
     found: dict[int, GradientAverager] = {}
     for param in params:
         weak: ReferenceType[GradientAverager] | None = _AVERAGERS.get(param)
         averager = weak() if weak is not None else None
         if averager is not None:
             found[id(averager)] = averager
-    for averager in found.values():
-        averager.complete()
+    return tuple(found.values())
+
+
+def _hook_gradient(param: nn.Parameter, hook: Callable[[Tensor], None]) -> None:
+    """Call `hook` when a backward has left a gradient; a parameter that is frozen now may not be for ever."""
+    is_trained = param.requires_grad
+    param.requires_grad_(True)
+    param.register_post_accumulate_grad_hook(hook)
+    param.requires_grad_(is_trained)
 
 
 def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> None:

@@ -53,6 +53,12 @@ def close_world() -> None:
         dist.destroy_process_group()
 
 
+def check_plan_name(plan: str) -> None:
+    """InputError unless there is a plan of that name."""
+    if plan not in PLANS:
+        raise InputError(f"sharding.plan={plan}: unknown plan; use one of {', '.join(PLANS)}")
+
+
 def make_mesh(world: World, plan: str, replicas: int = 1) -> DeviceMesh | None:
     """The device mesh on which `plan` places the weights; None in a world of one process.
 
@@ -63,8 +69,7 @@ def make_mesh(world: World, plan: str, replicas: int = 1) -> DeviceMesh | None:
     Raises:
         InputError: an unknown plan, or a number of replicas that the world size is no multiple of.
     """
-    if plan not in PLANS:
-        raise InputError(f"sharding.plan={plan}: unknown plan; use one of {', '.join(PLANS)}")
+    check_plan_name(plan)
     if replicas < 1 or world.world_size % replicas:
         raise InputError(f"sharding.replicas={replicas}: it must divide the world size, which is {world.world_size}")
     if replicas > 1 and plan == "replicate":

@@ -14,7 +14,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 import distsam
 from distsam.balance import Meter
 from distsam.optim import Plain, Wrapper
-from distsam.sharding import World, local_tensor, make_mesh
+from distsam.sharding import World, make_mesh
 from distsam.sharding.collectives import rank, world_size
 
 SHAPE = (8, 4, 12)
@@ -125,43 +125,6 @@ def count_step(plan: str, replicas: int, method: str, widen: int) -> tuple[Count
     return Counter(step.sizes) - Counter(passes.sizes), Counter(passes.sizes) - Counter(step.sizes)
 
 
-def step_with_bad_gradient(plan: str, method: str, bad_pass: int, num_bad: int) -> dict[str, Any]:
-    """`num_bad` steps in which rank 1's loss is infinite in one pass, then a good step."""
-    model, optimizer, closure = build(plan, 1, torch.float64, method)
-    optimizer.step(closure)
-    calls = 0
-
-    def spoiled() -> Tensor:
-        nonlocal calls
-        calls += 1
-        loss = closure()
-        if rank() == world_size() - 1 and calls % 2 == bad_pass % 2:
-            for p in model.parameters():
-                if p.grad is not None:
-                    local_tensor(p.grad).fill_(float("nan"))
-        return loss
-
-    before = [full(p) for p in model.parameters()]
-    momentum = [full(optimizer.state[p]["momentum_buffer"]) for p in model.parameters()]
-    error = ""
-    try:
-        for _ in range(num_bad):
-            optimizer.step(spoiled)
-    except distsam.TrainingDiverged as diverged:
-        error = str(diverged)
-    after = [full(p) for p in model.parameters()]
-    momentum_after = [full(optimizer.state[p]["momentum_buffer"]) for p in model.parameters()]
-    optimizer.step(closure)
-    return {
-        "is_untouched": all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)),
-        "is_state_untouched": all(np.array_equal(a, b) for a, b in zip(momentum, momentum_after, strict=True)),
-        "num_skipped": optimizer.num_skipped,
-        "num_steps": optimizer.num_steps,
-        "error": error,
-        "moves_again": not np.array_equal(full(next(model.parameters())), after[0]),
-    }
-
-
 def stop_on_one_rank() -> list[bool]:
     """Whether each of four steps ends with a stop, when the last rank asks before the third."""
     _, optimizer, closure = build("replicate", 1, torch.float64, "sam")
@@ -172,17 +135,6 @@ def stop_on_one_rank() -> list[bool]:
         optimizer.step(closure)
         seen.append(optimizer.stop_requested)
     return seen
-
-
-def partial_gradients() -> list[np.ndarray | None]:
-    """Averaged gradients where only rank 0's loss knows the second parameter and no rank's the third."""
-    params = nn.ParameterList(torch.full((2,), float(k)) for k in range(3))
-    distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
-    loss = params[0].sum() * (rank() + 1)
-    if rank() == 0:
-        loss = loss + 3 * params[1].sum()
-    loss.backward()
-    return [None if p.grad is None else full(p.grad) for p in params]
 
 
 def measure_mixed(world: int) -> dict[str, Any]:
@@ -219,27 +171,3 @@ def measure_mixed(world: int) -> dict[str, Any]:
         "expected_gamma": [float(g.square().sum()) for g in grads],
         "expected_norms_sq": [float(w.square().sum()) for w in whole],
     }
-
-
-def raise_in_second_pass(plan: str) -> dict[str, Any]:
-    """A second pass that raises on every rank, inside a network; what the model says afterwards, and a good step."""
-    model, optimizer, closure = build(plan, 1, torch.float64, "sam")
-    optimizer.step(closure)
-    indices, _ = entries(torch.float64)
-    before = model(indices).detach().numpy().copy()
-    calls = 0
-
-    def raising() -> Tensor:
-        nonlocal calls
-        calls += 1
-        return closure() if calls == 1 else model(indices + 1000).sum()
-
-    error = ""
-    try:
-        optimizer.step(raising)
-    except IndexError as raised:
-        error = str(raised)
-    after = model(indices).detach().numpy().copy()
-    optimizer.step(closure)
-    moved = model(indices).detach().numpy().copy()
-    return {"error": error, "is_same": bool(np.array_equal(before, after)), "moved": float(np.abs(moved - after).max())}

@@ -1,8 +1,7 @@
 """What a step sends beyond its passes: counted, for every method and plan, and for small and large weights."""
 
-import numpy as np
 import pytest
-from rank_cases import count_step, measure_mixed, partial_gradients, stop_on_one_rank
+from rank_cases import count_step, measure_mixed, stop_on_one_rank
 from rank_pool import RankPool
 
 EXTRA = {"base": 1, "das": 1, "nbar": 1, "obar": 1, "sam": 2, "sam+das": 2}
@@ -42,10 +41,3 @@ def test_a_meter_counts_each_element_once_on_any_mix_of_placements(
 
 def test_a_stop_asked_for_by_one_rank_reaches_all_in_the_same_step(two_ranks: RankPool) -> None:
     assert two_ranks.run(stop_on_one_rank) == [[False, False, True, True]] * 2
-
-
-def test_a_rank_without_a_gradient_takes_part_and_nothing_is_made_up_where_no_rank_has_one(two_ranks: RankPool) -> None:
-    for first, second, third in two_ranks.run(partial_gradients):
-        np.testing.assert_array_equal(first, [1.5, 1.5])
-        np.testing.assert_array_equal(second, [1.5, 1.5])
-        assert third is None

@@ -1,7 +1,15 @@
-"""A gradient that is not finite on one rank: all ranks skip the step together."""
+"""What one rank's bad luck may do: a gradient that is not finite, a pass that raises, a gradient that is missing."""
 
+import numpy as np
 import pytest
-from rank_cases import raise_in_second_pass, step_with_bad_gradient
+from fault_cases import (
+    gradients_after_a_raise,
+    partial_gradients,
+    raise_in_second_pass,
+    shard_container,
+    step_with_bad_gradient,
+    train_bias_of_first_slice,
+)
 from rank_pool import RankPool
 
 
@@ -24,10 +32,43 @@ def test_ten_skipped_steps_in_a_row_end_the_run_on_all_ranks(two_ranks: RankPool
         assert answer["is_untouched"]
 
 
+@pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("plan", ["replicate", "fsdp"])
-def test_after_a_second_pass_that_raised_the_model_says_what_it_said_before(two_ranks: RankPool, plan: str) -> None:
+def test_a_second_pass_that_raised_leaves_nothing_behind(two_ranks: RankPool, plan: str, where: str) -> None:
     """FSDP2 kept the gathered, perturbed weights of the pass that was cut off, though the shards were restored."""
-    for answer in two_ranks.run(raise_in_second_pass, plan):
+    for answer in two_ranks.run(raise_in_second_pass, plan, where):
         assert answer["error"]
+        # In a backward some gradients had come; they must not count in the next one.
+        assert answer["is_half_done"] == (where == "backward")
         assert answer["is_same"]
-        assert 0 < answer["moved"] < 10
+        assert answer["is_undisturbed"]
+
+
+def test_a_backward_after_one_that_raised_averages_its_own_gradients(two_ranks: RankPool) -> None:
+    for gradients in two_ranks.run(gradients_after_a_raise):
+        np.testing.assert_array_equal(gradients, [[1.5, 1.5], [1.5, 1.5]])
+
+
+@pytest.mark.parametrize("method", ["base", "sam"])
+@pytest.mark.parametrize("plan", ["replicate", "fsdp"])
+def test_a_rank_that_reaches_no_whole_parameter_takes_part(two_ranks: RankPool, plan: str, method: str) -> None:
+    """Under fsdp the bias was all that hooks averaged: the rank without it sent nothing and the other one hung."""
+    alone = train_bias_of_first_slice(plan, method)
+    for parameters in two_ranks.run(train_bias_of_first_slice, plan, method):
+        for got, expected in zip(parameters, alone, strict=True):
+            # Five steps, each with a mean of two sums that one process adds up in another order.
+            np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-13)
+
+
+def test_a_rank_without_a_gradient_takes_part_and_nothing_is_made_up_where_no_rank_has_one(two_ranks: RankPool) -> None:
+    for first, second, third, unfrozen in two_ranks.run(partial_gradients):
+        np.testing.assert_array_equal(first, [1.5, 1.5])
+        np.testing.assert_array_equal(second, [1.5, 1.5])
+        assert third is None
+        np.testing.assert_array_equal(unfrozen, [1.5, 1.5])
+
+
+def test_a_container_without_a_forward_is_refused_where_a_layer_would_be_sharded(two_ranks: RankPool) -> None:
+    for message in two_ranks.run(shard_container, "fsdp"):
+        assert "layer.weight belongs to no tensor network" in message
+    assert two_ranks.run(shard_container, "replicate") == ["", ""]

@@ -47,6 +47,8 @@ def test_a_world_that_no_core_can_serve_is_refused_with_sizes_that_work() -> Non
 def test_an_unknown_plan_is_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"sharding.plan=zero"):
         plan_shards({"core": (8, 8)}, "zero", (4,))
+    with pytest.raises(InputError, match=r"sharding.plan=zero"):
+        distsam.shard(distsam.TensorNetwork(distsam.tt((8, 8), 2)), None, "zero")
 
 
 def test_a_plan_is_frozen() -> None:

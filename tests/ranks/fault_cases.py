@@ -1,0 +1,166 @@
+"""What runs on every rank where something goes wrong: bad gradients, passes that raise, gradients that are missing."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from rank_cases import NUM_ENTRIES, build, entries, full, this_world
+from torch import Tensor, nn
+
+import distsam
+from distsam.sharding import local_tensor, make_mesh
+from distsam.sharding.collectives import is_distributed, rank, world_size
+
+
+def step_with_bad_gradient(plan: str, method: str, bad_pass: int, num_bad: int) -> dict[str, Any]:
+    """`num_bad` steps in which rank 1's loss is infinite in one pass, then a good step."""
+    model, optimizer, closure = build(plan, 1, torch.float64, method)
+    optimizer.step(closure)
+    calls = 0
+
+    def spoiled() -> Tensor:
+        nonlocal calls
+        calls += 1
+        loss = closure()
+        if rank() == world_size() - 1 and calls % 2 == bad_pass % 2:
+            for p in model.parameters():
+                if p.grad is not None:
+                    local_tensor(p.grad).fill_(float("nan"))
+        return loss
+
+    before = [full(p) for p in model.parameters()]
+    momentum = [full(optimizer.state[p]["momentum_buffer"]) for p in model.parameters()]
+    error = ""
+    try:
+        for _ in range(num_bad):
+            optimizer.step(spoiled)
+    except distsam.TrainingDiverged as diverged:
+        error = str(diverged)
+    after = [full(p) for p in model.parameters()]
+    momentum_after = [full(optimizer.state[p]["momentum_buffer"]) for p in model.parameters()]
+    optimizer.step(closure)
+    return {
+        "is_untouched": all(np.array_equal(a, b) for a, b in zip(before, after, strict=True)),
+        "is_state_untouched": all(np.array_equal(a, b) for a, b in zip(momentum, momentum_after, strict=True)),
+        "num_skipped": optimizer.num_skipped,
+        "num_steps": optimizer.num_steps,
+        "error": error,
+        "moves_again": not np.array_equal(full(next(model.parameters())), after[0]),
+    }
+
+
+def raise_in_second_pass(plan: str, where: str) -> dict[str, Any]:
+    """A step whose second pass raises on every rank, inside a network; then a good step, and the same without."""
+    model, optimizer, closure = build(plan, 1, torch.float64, "sam")
+    optimizer.step(closure)
+    indices, _ = entries(torch.float64)
+    before = model(indices).detach().numpy().copy()
+    calls = 0
+    has_gradient: list[bool] = []
+
+    def raise_late(_: Tensor) -> None:
+        has_gradient.extend(p.grad is not None for p in model.parameters())
+        raise IndexError("in backward")
+
+    def raising() -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            return closure()
+        if where == "forward":
+            return model(indices + 1000).sum()
+        optimizer.zero_grad()
+        # The hook comes late: backward has been through the second network and the bias by then.
+        early = model.first.at(indices)
+        early.register_hook(raise_late)
+        (early + model.second.at(indices) + model.bias.sum()).square().sum().backward()
+        raise AssertionError("nothing raised")
+
+    error = ""
+    try:
+        optimizer.step(raising)
+    except IndexError as raised:
+        error = str(raised)
+    after = model(indices).detach().numpy().copy()
+    optimizer.step(closure)
+    undisturbed, its_optimizer, its_closure = build(plan, 1, torch.float64, "sam")
+    for _ in range(2):
+        its_optimizer.step(its_closure)
+    pairs = zip(model.parameters(), undisturbed.parameters(), strict=True)
+    return {
+        "error": error,
+        "is_half_done": any(has_gradient) and not all(has_gradient),
+        "is_same": bool(np.array_equal(before, after)),
+        "is_undisturbed": all(np.array_equal(full(p), full(q)) for p, q in pairs),
+    }
+
+
+def train_bias_of_first_slice(plan: str, method: str) -> list[np.ndarray]:
+    """Parameters after 5 steps where only the first of two slices of the entries knows the bias.
+
+    Under "fsdp" the bias is all that is whole, so the second rank's backward reaches nothing of it.
+    """
+    model, optimizer, _ = build(plan, 1, torch.float64, method)
+    indices, values = entries(torch.float64)
+    half = NUM_ENTRIES // 2
+    slices = [slice(0, half), slice(half, NUM_ENTRIES)]
+
+    def loss_of(part: int) -> Tensor:
+        mine = slices[part]
+        guess = model.first.at(indices[mine]) + model.second.at(indices[mine])
+        return (guess + (model.bias.sum() if part == 0 else 0) - values[mine]).square().mean()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = loss_of(rank()) if is_distributed() else (loss_of(0) + loss_of(1)) / 2
+        loss.backward()
+        return loss
+
+    for _ in range(5):
+        optimizer.step(closure)
+    return [full(p) for p in model.parameters()]
+
+
+def partial_gradients() -> list[np.ndarray | None]:
+    """Averaged gradients where rank 0's loss alone knows the second parameter, none the third; the last was frozen."""
+    params = nn.ParameterList(torch.full((2,), float(k)) for k in range(4))
+    params[3].requires_grad_(False)
+    distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
+    params[3].requires_grad_(True)
+    loss = (params[0].sum() + params[3].sum()) * (rank() + 1)
+    if rank() == 0:
+        loss = loss + 3 * params[1].sum()
+    loss.backward()
+    return [None if p.grad is None else full(p.grad) for p in params]
+
+
+def gradients_after_a_raise() -> list[np.ndarray]:
+    """Averaged gradients of a plain backward after one that raised half way, without an optimizer of distsam."""
+    params = nn.ParameterList(torch.full((2,), float(k)) for k in range(2))
+    distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
+
+    def raise_late(_: Tensor) -> None:
+        assert params[1].grad is not None
+        raise IndexError("in backward")
+
+    early = params[0].sum()
+    handle = early.register_hook(raise_late)
+    try:
+        (early + params[1].sum()).backward()
+    except IndexError:
+        handle.remove()
+    for p in params:
+        p.grad = None
+    ((params[0].sum() + params[1].sum()) * (rank() + 1)).backward()
+    return [full(p.grad) for p in params if p.grad is not None]
+
+
+def shard_container(plan: str) -> str:
+    """What is said of a container of a network and a layer, which has no forward of its own."""
+    network = distsam.TensorNetwork(distsam.tt((8, 4), 2))
+    model = nn.ModuleDict({"network": network, "layer": nn.Linear(4, 4)})
+    try:
+        distsam.shard(model, make_mesh(this_world(), plan), plan)
+    except distsam.InputError as error:
+        return str(error)
+    return ""
