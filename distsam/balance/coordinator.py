@@ -57,7 +57,8 @@ class BalanceCoordinator:
 
     Args:
         model: its networks are found by `core_networks`; call after `shard`.
-        optimizer: an optimizer of distsam that reports its steps here; without one only `snapshot` works.
+        optimizer: an optimizer of distsam that reports its steps here. Without one `snapshot` gives the norms, and
+            None for all that belongs to a step.
         every: log cadence in steps: steps 1, every, 2 every, ... are published.
         last_step: the step that ends the run, if it is known: published too.
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsam.balance import FirstPass
@@ -70,6 +70,8 @@ class _Rescale(OnePass):
         super().__init__(base_optimizer, max_skipped)
         if not 0 <= alpha < float("inf"):
             raise ValueError(f"alpha={alpha}: the strength of the rescale is a finite number of at least 0")
+        if isinstance(networks, nn.Module):
+            raise TypeError("networks is a module: pass core_networks(model), taken after the model was sharded")
         self._networks = tuple(networks)
         if not self._networks:
             raise ValueError("networks is empty: pass core_networks(model), taken after the model was sharded")

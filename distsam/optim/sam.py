@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from distsam.balance import FirstPass
 from distsam.optim.perturbation import Perturbation
 from distsam.optim.replay import Replay
-from distsam.optim.wrapper import Closure, Wrapper, descend, evaluate
+from distsam.optim.wrapper import Closure, Wrapper, descend
 from distsam.sharding import discard_pass
 from distsam.tensornet import CoreNetwork, core_networks
 
@@ -96,9 +96,9 @@ class SAM(Wrapper):
             self._finish(None)
             return None
         with self._replay.recording():
-            loss = evaluate(closure)
+            loss = self.evaluate(closure)
         with self.perturbed(loss), self._replay.again():
-            second_loss = evaluate(closure)
+            second_loss = self.evaluate(closure)
         self._finish(second_loss)
         return loss
 

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from distsam.balance import BalanceCoordinator, FirstPass
 from distsam.optim.guard import StepGuard
+from distsam.sharding import discard_pass
 from distsam.tensornet import CoreNetwork
 
 Closure = Callable[[], Tensor | float]
@@ -89,6 +90,22 @@ class Wrapper(Optimizer):
         """Load the base's state dict."""
         self.base.load_state_dict(state_dict)
 
+    def evaluate(self, closure: Closure) -> Tensor | float:
+        """Run `closure` with gradients on; its loss, detached. One that raises leaves no half-done pass behind.
+
+        Raises:
+            ValueError: it returned None.
+        """
+        try:
+            with torch.enable_grad():
+                loss = closure()
+        except BaseException:
+            discard_pass(p for group in self.param_groups for p in group["params"])
+            raise
+        if loss is None:
+            raise ValueError("closure returned None: it must zero the gradients, run backward and return the loss")
+        return loss.detach() if isinstance(loss, Tensor) else loss
+
     def attach(self, coordinator: BalanceCoordinator) -> None:
         """Report every pass and step to `coordinator`."""
         self.guard.attach(coordinator)
@@ -159,7 +176,7 @@ class OnePass(Wrapper):
         Raises:
             TrainingDiverged: too many skipped steps in a row.
         """
-        loss = None if closure is None else evaluate(closure)
+        loss = None if closure is None else self.evaluate(closure)
         first, _ = self.guard.first_pass(loss)
         if self.guard.accepts(first):
             self.apply(first)
@@ -184,16 +201,3 @@ def descend(base: Optimizer, first: FirstPass) -> None:
         base.apply(first)
     else:
         base.step()
-
-
-def evaluate(closure: Closure) -> Tensor | float:
-    """Run `closure` with gradients on; its loss, detached.
-
-    Raises:
-        ValueError: it returned None.
-    """
-    with torch.enable_grad():
-        loss = closure()
-    if loss is None:
-        raise ValueError("closure returned None: it must zero the gradients, run backward and return the loss")
-    return loss.detach() if isinstance(loss, Tensor) else loss

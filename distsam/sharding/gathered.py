@@ -35,8 +35,10 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
                     # A gathered copy, kept for the next pass together with what was added to its gradient.
                     param.grad = None
         for module in [model] if isinstance(model, FSDPModule) else wrapped:
-            # New in torch 2.13; before that, reshard is all there is.
-            getattr(module, "reset_iter_state", lambda: None)()
+            # A root without a first forward has nothing to forget, and no room for it yet: it would fail.
+            if module._get_fsdp_state()._is_root:
+                # New in torch 2.13; before that, reshard is all there is.
+                getattr(module, "reset_iter_state", lambda: None)()
         for module in wrapped:
             module.reshard()
 

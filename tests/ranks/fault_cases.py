@@ -49,8 +49,8 @@ def step_with_bad_gradient(plan: str, method: str, bad_pass: int, num_bad: int) 
     }
 
 
-def raise_in_second_pass(plan: str, where: str) -> dict[str, Any]:
-    """A step whose second pass raises on every rank, inside a network; then a good step, and the same without."""
+def raise_in_pass(plan: str, which: int, where: str) -> dict[str, Any]:
+    """A step one of whose passes raises on every rank, inside a network; then a good step, and the same without."""
     model, optimizer, closure = build(plan, 1, torch.float64, "sam")
     optimizer.step(closure)
     indices, _ = entries(torch.float64)
@@ -65,7 +65,7 @@ def raise_in_second_pass(plan: str, where: str) -> dict[str, Any]:
     def raising() -> Tensor:
         nonlocal calls
         calls += 1
-        if calls == 1:
+        if calls < which:
             return closure()
         if where == "forward":
             return model(indices + 1000).sum()
@@ -132,6 +132,21 @@ def partial_gradients() -> list[np.ndarray | None]:
         loss = loss + 3 * params[1].sum()
     loss.backward()
     return [None if p.grad is None else full(p.grad) for p in params]
+
+
+def raise_before_the_first_forward() -> str:
+    """What a closure that raises at once, before FSDP2 has seen a forward, raises; then a step."""
+    _, optimizer, closure = build("fsdp", 1, torch.float64, "sam")
+
+    def raising() -> Tensor:
+        raise KeyError("no such batch")
+
+    try:
+        optimizer.step(raising)
+    except KeyError as raised:
+        optimizer.step(closure)
+        return str(raised)
+    return ""
 
 
 def gradients_after_a_raise() -> list[np.ndarray]:

@@ -5,7 +5,8 @@ import pytest
 from fault_cases import (
     gradients_after_a_raise,
     partial_gradients,
-    raise_in_second_pass,
+    raise_before_the_first_forward,
+    raise_in_pass,
     shard_container,
     step_with_bad_gradient,
     train_bias_of_first_slice,
@@ -33,15 +34,21 @@ def test_ten_skipped_steps_in_a_row_end_the_run_on_all_ranks(two_ranks: RankPool
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("which", [1, 2])
 @pytest.mark.parametrize("plan", ["replicate", "fsdp"])
-def test_a_second_pass_that_raised_leaves_nothing_behind(two_ranks: RankPool, plan: str, where: str) -> None:
+def test_a_pass_that_raised_leaves_nothing_behind(two_ranks: RankPool, plan: str, which: int, where: str) -> None:
     """FSDP2 kept the gathered, perturbed weights of the pass that was cut off, though the shards were restored."""
-    for answer in two_ranks.run(raise_in_second_pass, plan, where):
+    for answer in two_ranks.run(raise_in_pass, plan, which, where):
         assert answer["error"]
         # In a backward some gradients had come; they must not count in the next one.
         assert answer["is_half_done"] == (where == "backward")
         assert answer["is_same"]
         assert answer["is_undisturbed"]
+
+
+def test_what_raises_before_the_first_forward_is_what_the_caller_sees(two_ranks: RankPool) -> None:
+    """FSDP2 has no state to reset then, and failed in that."""
+    assert two_ranks.run(raise_before_the_first_forward) == ["'no such batch'"] * 2
 
 
 def test_a_backward_after_one_that_raised_averages_its_own_gradients(two_ranks: RankPool) -> None:

@@ -191,6 +191,8 @@ def test_das_refuses_arguments_by_name(arguments: dict, message: str) -> None:
 def test_no_networks_and_shared_cores_are_refused() -> None:
     network = distsam.TensorNetwork(distsam.cp((4, 5), 2))
     base = torch.optim.SGD(network.parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"pass core_networks\(model\)"):
+        distsam.DAS(base, network, alpha=0.1)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="networks is empty"):
         distsam.DAS(base, [], alpha=0.1)
     first, second = network.cores
