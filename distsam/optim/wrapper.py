@@ -91,7 +91,8 @@ class Wrapper(Optimizer):
         self.base.load_state_dict(state_dict)
 
     def evaluate(self, closure: Closure) -> Tensor | float:
-        """Run `closure` with gradients on; its loss, detached. One that raises leaves no half-done pass behind.
+        """Run `closure` with gradients on; its loss, detached. One that raises on all ranks leaves no half-done pass
+        behind; where the plan is "fsdp" and it raises in backward, from torch 2.13 on.
 
         Raises:
             ValueError: it returned None.

@@ -24,6 +24,8 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
     """Forget a forward or backward that raised: free the whole weights and FSDP2's half-done gradients.
 
     What it cut off would have put them away; without this the next forward computes with the weights of that pass.
+    After a raise in backward that needs torch 2.13: before it FSDP2 cannot forget half-done gradients, and whoever
+    catches the error must build the model anew.
 
     Collectives: none; in flight ones are waited for, so every rank's pass must have raised.
     """
@@ -37,7 +39,7 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
         for module in [model] if isinstance(model, FSDPModule) else wrapped:
             # A root without a first forward has nothing to forget, and no room for it yet: it would fail.
             if module._get_fsdp_state()._is_root:
-                # New in torch 2.13; before that, reshard is all there is.
+                # New in torch 2.13.
                 getattr(module, "reset_iter_state", lambda: None)()
         for module in wrapped:
             module.reshard()

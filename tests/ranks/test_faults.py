@@ -12,6 +12,7 @@ from fault_cases import (
     train_bias_of_first_slice,
 )
 from rank_pool import RankPool
+from torch.distributed.fsdp import FSDPModule
 
 
 @pytest.mark.parametrize("bad_pass", [1, 2])
@@ -38,6 +39,8 @@ def test_ten_skipped_steps_in_a_row_end_the_run_on_all_ranks(two_ranks: RankPool
 @pytest.mark.parametrize("plan", ["replicate", "fsdp"])
 def test_a_pass_that_raised_leaves_nothing_behind(two_ranks: RankPool, plan: str, which: int, where: str) -> None:
     """FSDP2 kept the gathered, perturbed weights of the pass that was cut off, though the shards were restored."""
+    if (plan, where) == ("fsdp", "backward") and not hasattr(FSDPModule, "reset_iter_state"):
+        pytest.skip("FSDP2 can forget a half-done backward from torch 2.13 on")
     for answer in two_ranks.run(raise_in_pass, plan, which, where):
         assert answer["error"]
         # In a backward some gradients had come; they must not count in the next one.
