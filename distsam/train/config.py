@@ -180,8 +180,15 @@ def _explain(key: str, fault: Any, same_key: list[Any]) -> str:
         return f"{key}: unknown key; {_suggestion(key)}"
     if fault["type"] == "missing":
         return f"{key}: is missing; {_description(key)}"
+    if _lacks_space(fault):
+        return f"{key}: needs a space after each colon, as in {{a: 2}}"
     wanted = " or ".join(dict.fromkeys(_wanted(one) for one in same_key))
     return f"{key}: {_shown(fault['input'])} is not valid; must be {wanted}"
+
+
+def _lacks_space(fault: Any) -> bool:
+    """YAML reads {a:2} as the key 'a:2' without a value."""
+    return fault["input"] is None and ":" in str(fault["loc"][-1])
 
 
 def _suggestion(key: str) -> str:
@@ -239,7 +246,11 @@ def _wanted(fault: Any) -> str:
         sign, name = _BOUNDS[fault["type"]]
         return f"{sign} {fault['ctx'][name]:g}"
     if fault["type"] == "literal_error":
-        return f"one of {fault['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+        choices = f"one of {fault['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+        is_bool = isinstance(fault["input"], bool)
+        return choices + (" (YAML reads on and yes as True, off and no as False)" if is_bool else "")
+    if fault["type"] == "float_type" and str(fault["input"]).lower().strip("+-") in ("nan", "inf", "infinity"):
+        return _TYPES["finite_number"]
     return _TYPES.get(fault["type"], fault["msg"])
 
 

@@ -46,6 +46,10 @@ def _check_data(config: Config) -> None:
             raise InputError(f"data.{key}: is missing; data.source=lowrank needs it")
         if data.source != "lowrank" and given is not None:
             raise InputError(f"data.{key}: {given!r} is for data.source=lowrank; the source is {data.source}")
+    for key, why in (("noise", "leave it at 0"), ("seed", "the split and the start are drawn by run.seed")):
+        given, default = getattr(data, key), type(data).model_fields[key].default
+        if data.source != "lowrank" and given != default:
+            raise InputError(f"data.{key}: {given!r} is for data.source=lowrank; the source is {data.source}: {why}")
     if data.split == "fibres" and data.fibre_mode is None:
         raise InputError("data.fibre_mode: is missing; data.split=fibres needs the mode that fibres run along")
 
@@ -60,7 +64,7 @@ def _check_network(config: Config) -> None:
         if key not in needed and getattr(network, key) is not None:
             raise InputError(
                 f"network.{key}: {getattr(network, key)!r} is not used by network.format={network.format};"
-                f" it takes {' and '.join(needed)}"
+                f" it takes {' and '.join(needed)}; set network.{key}=null"
             )
     if network.init == "data":
         if network.format == "einsum":
@@ -75,5 +79,11 @@ def _check_optim(config: Config) -> None:
     rescaling = [part for part in parts if part in RESCALINGS]
     if rescaling and config.optim.alpha is None:
         raise InputError(f"optim.alpha: is missing; optim.method={config.optim.method} needs its strength")
+    for key, user in (("lambda_max", "das"), ("norm", "das"), ("scope", "sam")):
+        given, default = getattr(config.optim, key), type(config.optim).model_fields[key].default
+        if user not in parts and given != default:
+            raise InputError(
+                f"optim.{key}: {given!r} is not used by optim.method={config.optim.method}; it is for {user}"
+            )
     if config.optim.momentum and config.optim.base != "sgd":
         raise InputError(f"optim.momentum: {config.optim.momentum} is for sgd; optim.base is {config.optim.base}")

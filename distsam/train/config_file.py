@@ -19,13 +19,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     Raises:
         InputError: no such file, no YAML, unknown key, wrong type or range, keys that do not fit together.
     """
-    merged = _read(Path(path))
+    given = merged = _read(Path(path))
     for override in overrides:
         merged = _merge(merged, override)
-    raw = _resolved(merged, Path(path))
-    raw = {section: {} if content is None else content for section, content in raw.items()}
-    config = validate(raw)
-    check_fit(config)
+    try:
+        config = _checked(merged, Path(path))
+    except InputError as mistake:
+        if str(mistake) == _mistake_in(given, Path(path)):
+            raise InputError(f"{path}: {mistake}") from None
+        raise
     return _with_defaults(config, Path(path))
 
 
@@ -37,6 +39,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def to_yaml(config: Config) -> str:
     """The resolved config, every key written out."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+
+
+def _checked(config: DictConfig, path: Path) -> Config:
+    raw = _resolved(config, path)
+    checked = validate({section: {} if content is None else content for section, content in raw.items()})
+    check_fit(checked)
+    return checked
+
+
+def _mistake_in(config: DictConfig, path: Path) -> str | None:
+    """What is wrong with the file itself, without overrides."""
+    try:
+        _checked(config, path)
+    except InputError as mistake:
+        return str(mistake)
+    return None
 
 
 def _with_defaults(config: Config, path: Path) -> Config:

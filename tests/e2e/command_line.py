@@ -28,6 +28,11 @@ def small_config(folder: Path) -> Path:
     return path
 
 
+def from_file(file: Path) -> list[str]:
+    """Overrides that give `small_config` the user's file instead of its own tensor."""
+    return ["data.source=file", f"data.path={file}", "data.equation=null", "data.sizes=null", "data.noise=0"]
+
+
 def invoke(*arguments: object) -> Result:
     """`distsam` in this process."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -45,8 +50,12 @@ def alone(*arguments: object) -> list[str]:
 
 def on_two_ranks(*arguments: object) -> list[str]:
     """The command line of two processes."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return [*torchrun, "-m", "distsam", *map(str, arguments)]
+    return [*torchrun(), "-m", "distsam", *map(str, arguments)]
+
+
+def torchrun() -> list[str]:
+    """The launcher of two processes, without what it launches."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def run(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:

@@ -70,7 +70,7 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("network.bond_dim=a", "network.bond_dim: 'a' is not valid; must be a whole number or a list"),
         ("optim=3", "optim: 3 is not valid; must be a section with keys"),
         ("data=null", "data.source: is missing; A data set that installs"),
-        ("wandb.mode=on", "wandb.mode: True is not valid; must be one of disabled, offline, online"),
+        ("wandb.mode=off", "wandb.mode: False is not valid; must be one of disabled, offline, online (YAML reads"),
         ("run.seed", "run.seed: is no override; write section.key=value"),
         ("=3", "=3: is no override"),
         ("optim.lr=[1,", "optim.lr: '[1,' cannot be read"),
@@ -81,12 +81,22 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("optim.method=das+nbar", "optim.method: 'das+nbar' rescales twice"),
         ("optim.method=das", "optim.alpha: is missing; optim.method=das needs"),
         ("optim.momentum=0.9", "optim.momentum: 0.9 is for sgd; optim.base is adam"),
-        ("network.bond_dim=3", "network.bond_dim: 3 is not used by network.format=tucker; it takes ranks"),
+        (
+            "network.bond_dim=3",
+            "network.bond_dim: 3 is not used by network.format=tucker; it takes ranks; set network.bond",
+        ),
         ("network.ranks=null", "network.ranks: is missing; network.format=tucker needs it"),
         ("data.source=file", "data.path: is missing; source file needs a .npy or .npz file"),
         ("data.path=x.npz", "data.path: 'x.npz' is not used by data.source=covid19_serology"),
         ("data.source=lowrank", "data.equation: is missing; data.source=lowrank needs it"),
         ("data.split=fibres", "data.fibre_mode: is missing"),
+        ("data.seed=1", "data.seed: 1 is for data.source=lowrank; the source is covid19_serology: the split"),
+        ("data.noise=0.1", "data.noise: 0.1 is for data.source=lowrank; the source is covid19_serology: leave"),
+        ("optim.norm=global", "optim.norm: 'global' is not used by optim.method=sam; it is for das"),
+        ("optim.lambda_max=0.2", "optim.lambda_max: 0.2 is not used by optim.method=sam; it is for das"),
+        ("optim.lr=nan", "optim.lr: 'nan' is not valid; must be a finite number"),
+        ("optim.lr=-Inf", "optim.lr: '-Inf' is not valid; must be a finite number"),
+        ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
         ("sharding.replicas=2", "sharding.replicas: 2 needs sharding.plan=fsdp"),
     ],
 )
@@ -104,6 +114,27 @@ def test_a_mistake_is_one_line_with_key_value_and_remedy(path: Path, override: s
 def test_a_format_without_its_size_is_refused(path: Path, formatting: str, key: str) -> None:
     with pytest.raises(InputError, match=f"network.{key}: is missing"):
         load_config(path, [f"network.format={formatting}", "network.ranks=null"])
+
+
+def test_defaults_of_keys_that_are_not_used_may_stand(path: Path) -> None:
+    """A saved config.yaml holds them all."""
+    config = load_config(path, ["data.seed=0", "data.noise=0.0", "optim.scope=global", "optim.method=base"])
+    assert config.data.seed == 0
+
+
+def test_a_scope_without_sam_is_refused(path: Path) -> None:
+    with pytest.raises(InputError, match=r"optim.scope: 'core' is not used by optim.method=base; it is for sam"):
+        load_config(path, ["optim.method=base", "optim.scope=core"])
+
+
+def test_a_mistake_in_the_file_names_the_file_and_one_on_the_command_line_does_not(path: Path) -> None:
+    path.write_text(MINIMAL.replace("steps", "step"))
+    with pytest.raises(InputError) as caught:
+        load_config(path, ["optim.lr=0.1"])
+    assert str(caught.value).startswith(f"{path}: train.step: unknown key; did you mean train.steps?")
+    path.write_text(MINIMAL)
+    with pytest.raises(InputError, match=r"^optim.lr: "):
+        load_config(path, ["optim.lr=-1"])
 
 
 def test_early_stopping_needs_validation_entries(path: Path) -> None:
