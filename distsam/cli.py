@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from distsam import __version__
-from distsam.errors import InputError, TrainingDiverged
+from distsam.errors import CheckpointFailed, InputError, SharedInputError, TrainingDiverged
 
 app = typer.Typer(
     help="Train sharded tensor networks with distributed SAM and see the norm deviation of their cores.",
@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 _SCORES = ("r2", "r2_uncentred", "rmse", "mae")
+_SPEAKER_S = 10.0
 _SPLITS = ("train", "validation", "heldout")
 
 
@@ -107,29 +108,46 @@ def predict(
 
 @contextmanager
 def _mistakes_as_messages() -> Iterator[None]:
-    """A user's mistake is one line on rank 0 and exit code 2, a diverged run one line and 1."""
+    """A user's mistake is one line and exit code 2; a run that diverged or could not be saved, one line and 1."""
     try:
         yield
     except InputError as error:
-        _say(error)
+        _say(error, is_shared=isinstance(error, SharedInputError))
         raise typer.Exit(2) from None
-    except TrainingDiverged as error:
-        _say(error)
+    except (TrainingDiverged, CheckpointFailed) as error:
+        _say(error, is_shared=True)
         raise typer.Exit(1) from None
 
 
-def _say(error: Exception) -> None:
-    if _rank() == 0:
+def _say(error: Exception, is_shared: bool) -> None:
+    """Print `error` once: rank 0 what all ranks share; the first rank of each machine what it found before they met."""
+    rank, machine = _rank(), os.environ.get("GROUP_RANK")
+    if rank == 0:
         print(f"distsam: {error}", file=sys.stderr, flush=True)
-    elif os.environ.get("GROUP_RANK", "0") == "0":
-        # torchrun kills a machine's ranks when the first one ends: let that be the one that has something to say.
-        time.sleep(10)
+        return
+    if not is_shared and _local_rank() == 0:
+        print(f"distsam: rank {rank}: {error}", file=sys.stderr, flush=True)
+        return
+    if is_shared and machine not in (None, "0"):
+        return  # its launcher must end with this code too, before it loses that of rank 0
+    # torchrun kills a machine's ranks when the first one ends: let that be the one that has something to say.
+    time.sleep(_SPEAKER_S)
+    if not is_shared and machine is not None:
+        print(f"distsam: rank {rank}: {error}", file=sys.stderr, flush=True)
 
 
 def _rank() -> int:
+    return _place("RANK", "SLURM_PROCID")
+
+
+def _local_rank() -> int:
+    return _place("LOCAL_RANK", "SLURM_LOCALID")
+
+
+def _place(torchrun: str, slurm: str) -> int:
     if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    return int(os.environ["SLURM_PROCID"]) if "SLURM_STEP_ID" in os.environ else 0
+        return int(os.environ.get(torchrun, "0"))
+    return int(os.environ.get(slurm, "0")) if "SLURM_STEP_ID" in os.environ else 0
 
 
 def _draw(run_dir: str) -> None:

@@ -9,5 +9,13 @@ class InputError(ValueError):
     """
 
 
+class SharedInputError(InputError):
+    """An InputError that every rank raises together, so that one of them is enough to say it."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a non-finite loss or gradient; the weights are those of the last good step."""
+
+
+class CheckpointFailed(RuntimeError):
+    """A checkpoint could not be written; those before it are untouched."""

@@ -1,5 +1,6 @@
 """The known entries of a tensor, checked once here, so that nothing later meets a value it cannot use."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,13 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def sha256(self) -> str:
+        """Hexadecimal digest of shape, indices and values: the same for the same data in the same order."""
+        digest = hashlib.sha256(repr(self.shape).encode())
+        digest.update(self.indices.tobytes())
+        digest.update(self.values.tobytes())
+        return digest.hexdigest()
 
 
 def entries_from_dense(tensor: np.ndarray, *, name: str = "tensor", origin: str = "tensor") -> Entries:

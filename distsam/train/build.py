@@ -41,6 +41,11 @@ class Job:
     coordinator: BalanceCoordinator
     engine: NativeEngine
 
+    def counts(self) -> dict[str, float | int | None]:
+        """`das/clipped`, how often DAS hit its bound so far, the same on every rank; nothing without DAS."""
+        has_das = any(isinstance(wrapper, DAS) for wrapper in self.optimizer.chain())
+        return {"das/clipped": self.optimizer.num_clipped_in_chain} if has_das else {}
+
 
 def build_problem(config: Config) -> Problem:
     """Load and split the data and shape the network; needs no other process.

@@ -13,6 +13,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
+from distsam.errors import CheckpointFailed
 from distsam.train.checkpoint_reader import load_tensors
 
 FACTS = "state.json"
@@ -76,7 +77,7 @@ class Checkpointer:
         """Wait for the save under way and publish it.
 
         Raises:
-            RuntimeError: it could not be written; the checkpoints before it are untouched.
+            CheckpointFailed: it could not be written; the checkpoints before it are untouched.
         """
         if self._pending is None:
             return
@@ -86,9 +87,12 @@ class Checkpointer:
             future.result()
         except CheckpointException as failure:
             causes = "; ".join(f"rank {rank}: {cause[0]}" for rank, cause in failure.failures.items())
-            raise RuntimeError(f"the checkpoint of step {step} could not be written: {causes}") from failure
+            raise CheckpointFailed(_failure(step, causes)) from failure
         if self.rank == 0:
-            self._publish(step, facts)
+            try:
+                self._publish(step, facts)
+            except OSError as error:
+                raise CheckpointFailed(_failure(step, str(error))) from error
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint as rank 0 sees it, so that all ranks go on from the same one.
@@ -130,6 +134,10 @@ def finished_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints in `folder`, oldest first; one that was cut short is not among them."""
     found = [p for p in folder.glob("step-*") if p.suffix != _UNFINISHED]
     return sorted(p for p in found if (p / ".metadata").is_file() and (p / FACTS).is_file())
+
+
+def _failure(step: int, cause: str) -> str:
+    return f"the checkpoint of step {step} could not be written: {' '.join(cause.split())}"
 
 
 def _remove(path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import pickle
 import warnings
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import torch
@@ -33,6 +34,20 @@ _ALLOWED = {
     "pathlib": {"PosixPath", "WindowsPath"},
     "pathlib._local": {"PosixPath", "WindowsPath"},
 }
+
+# What a resume needs to know of a checkpoint beside its tensors.
+_FACTS: dict[str, type | tuple[type, ...]] = {
+    "step": int,
+    "fingerprint": str,
+    "data_sha256": str,
+    "counters": dict,
+    "best_value": (float, int, NoneType),
+    "best_step": (int, NoneType),
+    "num_stale": int,
+    "last_is_best": bool,
+    "elapsed_s": (float, int),
+}
+_COUNTERS = ("num_steps", "num_skipped", "num_in_a_row", "num_clipped")
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -87,14 +102,21 @@ def tensor_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What the checkpoint folder `path` says beside its tensors: step, counters, best value, versions."""
+    """What the checkpoint folder `path` says beside its tensors: step, counters, best value, versions.
+
+    Raises:
+        InputError: the file cannot be read, or lacks something that a resume needs.
+    """
     file = path / "state.json"
     try:
         facts = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {_line(error)}") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("step"), int):
-        raise InputError(f"{file}: holds no step; the checkpoint is not one of distsam")
+    counters = facts.get("counters") if isinstance(facts, dict) else None
+    for found, kinds in ((facts, _FACTS), (counters, dict.fromkeys(_COUNTERS, int))):
+        for key, kind in kinds.items():
+            if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
+                raise InputError(f"{file}: holds no {key} that can be used; remove that checkpoint, it is damaged")
     return facts
 
 

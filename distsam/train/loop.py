@@ -17,7 +17,9 @@ class LoopState:
 
     Attributes:
         step: last step that was done.
-        best: best weights on validation.
+        best: best weights on validation, among those of the evaluations at cadence.
+        last_is_best: whether the last weights are better than those, by an evaluation that was due only because
+            training ended. Kept apart, because a longer run would not have had that evaluation.
         elapsed_s: wall time of the parts of the run before this process.
         scores: of the last evaluation.
         scored_step: the step that it was of.
@@ -25,6 +27,7 @@ class LoopState:
 
     step: int = 0
     best: BestWeights = field(default_factory=BestWeights)
+    last_is_best: bool = False
     elapsed_s: float = 0.0
     scores: dict[str, float | None] = field(default_factory=dict)
     scored_step: int = -1
@@ -71,6 +74,11 @@ class TrainingLoop:
         """Wall time of the run until now, earlier parts included."""
         return self.state.elapsed_s + time.perf_counter() - self._started_s
 
+    @property
+    def has_stepped(self) -> bool:
+        """True if this process has taken a step."""
+        return self.state.step > self._first_step
+
     def run(self) -> None:
         """Steps until the last one, an early stop, or a request to stop; leaves the rows complete.
 
@@ -102,11 +110,12 @@ class TrainingLoop:
         return self.state.scores
 
     def _begin(self) -> None:
-        row = {**self.score(), **self.job.coordinator.snapshot()}
+        row = {**self.score(), **self.job.coordinator.snapshot(), **self.job.counts()}
         if self.job.world.rank == 0:
             self._book.open(0, row, waits=False)
 
     def _after_step(self, step: int) -> None:
+        self.state.last_is_best = False
         is_logged = self.job.coordinator.is_due(step)
         is_evaluated = step % self._eval_every == 0 or step == self.train.steps
         if is_evaluated:
@@ -120,9 +129,13 @@ class TrainingLoop:
         self._tick(step)
 
     def _evaluate(self, step: int) -> None:
-        scores = self.score()
-        if self.job.task.split.validation.size:
-            self.state.best.consider(self.job.model, step, scores["validation/r2"])
+        value = self.score()["validation/r2"]
+        if not self.job.task.split.validation.size:
+            return
+        if step % self._eval_every == 0:
+            self.state.best.consider(self.job.model, step, value)
+        else:
+            self.state.last_is_best = self.state.best.is_beaten_by(value)
 
     def _is_stale(self) -> bool:
         patience = self.train.early_stopping
@@ -135,7 +148,7 @@ class TrainingLoop:
         now = time.perf_counter()
         steps, seconds = step - self._last_row[0], now - self._last_row[1]
         self._last_row = (step, now)
-        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s}
+        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s, **self.job.counts()}
         if is_evaluated:
             numbers.update(self.state.scores)
         self._book.open(step, numbers, waits=is_logged)
@@ -147,11 +160,10 @@ class TrainingLoop:
     def _end(self) -> None:
         """The last row, whether it was due or not, and what the coordinator still holds."""
         coordinator, step = self.job.coordinator, self.state.step
-        self.balance = coordinator.snapshot()
+        self.balance = {**coordinator.snapshot(), **self.job.counts()}
         self._collect(coordinator.flush())
         # A run that was at its end already has that row in its file.
-        has_stepped = step > self._first_step
-        if has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:
+        if self.has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:
             row = {**self.score(), **self.balance}
             if self.job.world.rank == 0:
                 self._book.close(step, row)

@@ -1,34 +1,30 @@
 """One run from its config to its summary."""
 
-import hashlib
-import json
-import math
-import platform
-from collections.abc import Mapping
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import distsam
-from distsam.errors import InputError
-from distsam.sharding import close_world, open_world
-from distsam.sharding.collectives import barrier
-from distsam.tasks.entries import Entries
+from distsam.errors import InputError, TrainingDiverged
+from distsam.sharding import World, close_world, open_world
+from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.build import Job, Problem, build_job, build_problem
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import read_facts, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import to_yaml
 from distsam.train.loop import LoopState, TrainingLoop
+from distsam.train.opening import describe_run, doubts
 from distsam.train.progress import TrainingProgress
 from distsam.train.run_folder import RunFolder, check_folder, fingerprint, write_atomically
 from distsam.train.run_state import make_room, put_weights, run_tensors
 from distsam.train.stop_signals import StopSignals
+from distsam.train.summary import Summary, read_summary, versions, write_summary
 from distsam.train.tracking import MetricsFile, Row, WandbMirror
 
 
-def run_training(config: Config) -> dict[str, Any]:
+def run_training(config: Config) -> Summary:
     """Train as `config` says, alone or as one rank of the world that torchrun or srun describes.
 
     Returns:
@@ -38,21 +34,33 @@ def run_training(config: Config) -> dict[str, Any]:
 
     Raises:
         InputError: something in the config cannot be used; nothing was written then.
-        TrainingDiverged: too many non-finite steps in a row.
+        TrainingDiverged: too many non-finite steps in a row; the last good weights are saved.
+        CheckpointFailed: a checkpoint could not be written.
     """
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     folder = RunFolder(Path(config.run.dir))
-    problem = build_problem(config)
-    check_folder(folder, config)
     world = open_world(config.sharding.device)
     try:
-        job = build_job(config, problem, world)
-        # All ranks have looked at the folder and built what they need: from here on it may change.
-        barrier()
+        problem = agreed(lambda: _find_problem(config, folder))
+        # All ranks have looked at the folder: from here on it may change.
+        job = agreed(lambda: _start_job(config, folder, problem, world))
         return _Run(config, folder, problem, job).train()
     finally:
         close_world()
+
+
+def _find_problem(config: Config, folder: RunFolder) -> Problem:
+    problem = build_problem(config)
+    check_folder(folder, config)
+    return problem
+
+
+def _start_job(config: Config, folder: RunFolder, problem: Problem, world: World) -> Job:
+    job = build_job(config, problem, world)
+    if world.rank == 0:
+        folder.claim(to_yaml(config))
+    return job
 
 
 class _Run:
@@ -63,17 +71,18 @@ class _Run:
         self.folder = folder
         self.job = job
         self.is_first = job.world.rank == 0
-        self.identity = {"fingerprint": fingerprint(config), "data_sha256": _data_sha256(problem.entries)}
-        if self.is_first:
-            folder.path.mkdir(parents=True, exist_ok=True)
+        self.problem = problem
+        self.identity = {"fingerprint": fingerprint(config), "data_sha256": problem.entries.sha256()}
         self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, job.world.rank)
         self.state = LoopState()
         self._resume()
         if self.is_first:
-            write_atomically(folder.config, to_yaml(config))
+            write_atomically(folder.config, to_yaml(config))  # steps, cadences and rates may be new ones
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> Summary:
         """Run the loop and write what remains of it."""
+        if self.is_first:
+            self._open()
         metrics = MetricsFile(self.folder.metrics, self.state.step) if self.is_first else None
         wandb = self._open_wandb()
         progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first)
@@ -95,10 +104,10 @@ class _Run:
         )
         try:
             with StopSignals(self.job.optimizer.request_stop) as signals:
-                loop.run()
+                self._run_loop(loop)
                 self._save(loop.elapsed_s)
                 self.checkpointer.wait()
-                summary = self._summarise(loop, signals)
+                summary = self._finish(loop, signals)
         finally:
             progress.close()
             if metrics is not None:
@@ -106,26 +115,52 @@ class _Run:
             wandb.close()
         return summary
 
+    def _open(self) -> None:
+        """Say what will run, and what of it may not be meant."""
+        print(describe_run(self.problem, self.job, self.config.optim, self.state.step), flush=True)
+        for doubt in doubts(self.problem, self.config.optim):
+            print(f"distsam: {doubt}", file=sys.stderr, flush=True)
+
+    def _run_loop(self, loop: TrainingLoop) -> None:
+        """The loop; where it diverges, on all ranks together, the last good weights are saved."""
+        try:
+            loop.run()
+        except TrainingDiverged as error:
+            optimizer = self.job.optimizer
+            # The loop has not counted the step that raised. A resume starts a new count of steps in a row, or it
+            # would end at once.
+            self.state.step = optimizer.num_steps
+            optimizer.load_counters({**optimizer.counters(), "num_in_a_row": 0})
+            self._save(loop.elapsed_s)
+            self.checkpointer.wait()
+            raise TrainingDiverged(f"{error}, and go on from them with train.resume=auto") from None
+
     def _resume(self) -> None:
         newest = self.checkpointer.newest() if self.config.train.resume == "auto" else None
         if newest is None:
             return
-        facts = read_facts(newest)
-        for name, value in self.identity.items():
-            if facts.get(name) != value:
-                what = "other data" if name == "data_sha256" else "another model"
-                raise InputError(f"{newest}: is a checkpoint of {what}; choose another run.dir")
-        if facts["step"] > self.config.train.steps:
-            raise InputError(
-                f"train.steps: {self.config.train.steps} is less than the {facts['step']} steps that the run in "
-                f"{self.folder.path} has done; give at least that"
-            )
+        facts = agreed(lambda: self._resumable(newest))
         best, optimizer = self.state.best, self.job.optimizer
         room = make_room(self.job.model, optimizer.base_optimizer, best, tensor_shapes(newest))
         self.checkpointer.load(newest, room)
         optimizer.load_counters(facts["counters"])
         self.state.step, self.state.elapsed_s = facts["step"], facts["elapsed_s"]
         best.value, best.step, best.num_stale = facts["best_value"], facts["best_step"], facts["num_stale"]
+        self.state.last_is_best = facts["last_is_best"]
+
+    def _resumable(self, checkpoint: Path) -> dict[str, Any]:
+        """The facts of `checkpoint`, which must be of this training and not beyond its end."""
+        facts = read_facts(checkpoint)
+        for name, value in self.identity.items():
+            if facts[name] != value:
+                what = "other data" if name == "data_sha256" else "another model"
+                raise InputError(f"{checkpoint}: is a checkpoint of {what}; choose another run.dir")
+        if facts["step"] > self.config.train.steps:
+            raise InputError(
+                f"train.steps: {self.config.train.steps} is less than the {facts['step']} steps that the run in "
+                f"{self.folder.path} has done; give at least that"
+            )
+        return facts
 
     def _save(self, elapsed_s: float) -> None:
         best = self.state.best
@@ -135,39 +170,50 @@ class _Run:
             "best_value": best.value,
             "best_step": best.step,
             "num_stale": best.num_stale,
+            "last_is_best": self.state.last_is_best,
             "elapsed_s": elapsed_s,
             "world_size": self.job.world.world_size,
-            "versions": _versions(),
+            "versions": versions(),
         }
         tensors = run_tensors(self.job.model, self.job.optimizer.base_optimizer, best)
         self.checkpointer.save(self.state.step, tensors, facts)
 
-    def _summarise(self, loop: TrainingLoop, signals: StopSignals) -> dict[str, Any]:
+    def _finish(self, loop: TrainingLoop, signals: StopSignals) -> Summary:
+        """The summary, written. Where no step was taken, the one that is there: nobody can measure a step again."""
+        of_this_step = {"steps": self.state.step, **self.identity}
+        kept = None
+        if not loop.has_stepped:
+            kept = from_first_rank(lambda: read_summary(self.folder.summary, of_this_step))
+        summary = {**(kept or self._summarise(loop)), "stopped_by": signals.received or self._reason(loop)}
+        if self.is_first:
+            write_summary(self.folder.summary, summary)
+        return summary
+
+    def _summarise(self, loop: TrainingLoop) -> Summary:
         """Scores of the last and of the best weights, and what the run was. Collective: every rank calls it."""
-        best = self.state.best
+        state, spec = self.state, self.job.model.spec
         last = final = loop.score()
-        if best.tensors:
-            put_weights(self.job.model, best.tensors)
+        if state.best.tensors and not state.last_is_best:
+            put_weights(self.job.model, state.best.tensors)
             final = self.job.task.evaluate(self.job.model)
-        summary = {
+        return {
             **final,
             **{f"last/{key}": value for key, value in last.items()},
             **loop.balance,
-            "weights": "best" if best.tensors else "last",
-            "best_step": best.step,
-            "steps": self.state.step,
-            "stopped_by": signals.received or self._reason(loop),
+            "balance_step": state.step,
+            "core_names": {network.name: list(spec.core_names) for network in self.job.coordinator.networks},
+            "weights": "best" if state.best.tensors or state.last_is_best else "last",
+            "best_step": state.step if state.last_is_best else state.best.step,
+            "steps": state.step,
+            "stopped_by": None,
             "world_size": self.job.world.world_size,
             "wall_s": loop.elapsed_s,
-            "num_parameters": self.job.model.spec.num_parameters,
+            "num_parameters": spec.num_parameters,
             "device": str(self.job.world.device),
             "sharding": self.job.plan.describe(),
-            "versions": _versions(),
+            "versions": versions(),
             **self.identity,
         }
-        if self.is_first:
-            write_atomically(self.folder.summary, json.dumps(_without_nan(summary), indent=1) + "\n")
-        return summary
 
     def _reason(self, loop: TrainingLoop) -> str:
         if self.state.step >= self.config.train.steps:
@@ -184,25 +230,3 @@ class _Run:
             group=wandb.group,
             config=self.config.model_dump(),
         )
-
-
-def _data_sha256(entries: Entries) -> str:
-    digest = hashlib.sha256(repr(entries.shape).encode())
-    digest.update(entries.indices.tobytes())
-    digest.update(entries.values.tobytes())
-    return digest.hexdigest()
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "distsam": distsam.__version__,
-    }
-
-
-def _without_nan(summary: Mapping[str, Any]) -> dict[str, Any]:
-    def clean(value: Any) -> Any:
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return {key: clean(value) for key, value in summary.items()}

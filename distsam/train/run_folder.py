@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsam.errors import InputError
+from distsam.train.checkpoint import finished_checkpoints
 from distsam.train.config import Config
 from distsam.train.config_file import read_yaml
 
@@ -45,8 +46,26 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def holds_run(self) -> bool:
-        """Whether a run was started here."""
-        return any(p.exists() for p in (self.config, self.metrics, self.summary, self.checkpoints))
+        """Whether a run was started here; a folder of checkpoints of which none is whole is no run yet."""
+        files = (self.config, self.metrics, self.summary)
+        return any(p.exists() for p in files) or bool(finished_checkpoints(self.checkpoints))
+
+    def claim(self, config: str) -> None:
+        """Create the folder and write its config.yaml, unless it holds a run already.
+
+        The config comes first: from it a run that is killed at any later moment can be resumed.
+
+        Raises:
+            InputError: the folder cannot be created or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.holds_run():
+                write_atomically(self.config, config)
+        except OSError as error:
+            raise InputError(
+                f"run.dir: {self.path} cannot be written ({error.strerror}); choose a folder that you may write"
+            ) from None
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:

@@ -27,11 +27,15 @@ class BestWeights:
     @torch.no_grad()
     def consider(self, model: nn.Module, step: int, value: float | None) -> None:
         """Keep a copy of the weights if `value`, the same on every rank, is the best so far."""
-        if value is None or not math.isfinite(value) or (self.value is not None and value <= self.value):
+        if value is None or not self.is_beaten_by(value):
             self.num_stale += 1
             return
         self.value, self.step, self.num_stale = value, step, 0
         self.tensors = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
+
+    def is_beaten_by(self, value: float | None) -> bool:
+        """True for a finite `value` above the best so far."""
+        return value is not None and math.isfinite(value) and (self.value is None or value > self.value)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,11 +12,13 @@ import torch
 from distsam.errors import InputError
 from distsam.sharding import World
 from distsam.tasks.completion import CompletionTask
+from distsam.tasks.entries import Entries
 from distsam.tasks.files import read_indices
 from distsam.tensornet import TensorNetwork
 from distsam.train.build import build_problem, build_task
 from distsam.train.checkpoint import finished_checkpoints
-from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
+from distsam.train.checkpoint_reader import load_tensors, read_facts, tensor_shapes
+from distsam.train.config import DataConfig
 from distsam.train.config_file import load_config
 from distsam.train.run_folder import RunFolder
 from distsam.train.run_state import BEST, MODEL, model_tensors
@@ -34,7 +36,8 @@ def open_run(run_dir: str | Path) -> SavedRun:
     """Open the run in `run_dir`, whatever number of processes it ran in.
 
     Raises:
-        InputError: it is no run folder, has no finished checkpoint, or its data is no longer there.
+        InputError: it is no run folder, has no finished checkpoint, or its data is no longer there or no longer the
+            same: then the split is another, and entries that were fitted would be scored as held out.
     """
     folder = RunFolder(Path(run_dir))
     if not folder.config.is_file():
@@ -43,14 +46,16 @@ def open_run(run_dir: str | Path) -> SavedRun:
     if not checkpoints:
         raise InputError(f"{run_dir}: has no finished checkpoint; train it first, or set train.resume=auto")
     config = load_config(folder.config)
+    facts = read_facts(checkpoints[-1])
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
     world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cuda" if use_gpu else "cpu"))
     problem = build_problem(config)
+    _check_data(config.data, problem.entries, facts["data_sha256"], folder)
     task = build_task(config, problem, world)
     # Its start is overwritten below, so it may be any.
     model = TensorNetwork(problem.spec, dtype=task.dtype, device=task.device)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
-    prefix = BEST if has_best else MODEL
+    prefix = BEST if has_best and not facts["last_is_best"] else MODEL
     load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
     return SavedRun(task, model)
 
@@ -88,6 +93,19 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
     values = run.task.predict(run.model, indices)
     _write(target, lambda stream: np.savez(stream, indices=indices, values=values))
     return f"values of shape {values.shape}: predicted, whether known or not"
+
+
+def _check_data(data: DataConfig, entries: Entries, sha256: str, folder: RunFolder) -> None:
+    if entries.sha256() == sha256:
+        return
+    if data.path is not None:
+        raise InputError(
+            f"data.path: {data.path} has changed since the run in {folder.path}; give back the file of that run"
+        )
+    raise InputError(
+        f"data.source: {data.source} gives other data here than to the run in {folder.path}; "
+        "install the versions that its summary.json names"
+    )
 
 
 def _checked_output(output: Path) -> Path:

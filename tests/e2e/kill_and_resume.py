@@ -2,23 +2,26 @@
 
     python tests/e2e/kill_and_resume.py [KILLS] [--seed N] [--folder DIR]
 
-Prints every kill and what it cost; exits with 1 unless the final parameters, optimizer state and best weights are
-the same bits.
+A kill counts where the rank died of it. Prints each, what it cost, and how many fell between the first and the last
+step; exits with 1 where a run fails by itself, or unless the final parameters, optimizer state and best weights are the
+same bits.
 """
 
 import argparse
 import contextlib
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import assert_same_weights, environment, small_config
+from command_line import assert_same_weights, environment, small_config, torchrun
 
 from distsam.train.checkpoint import finished_checkpoints
 from distsam.train.tracking import read_rows
@@ -36,17 +39,17 @@ LENGTH = [f"train.steps={NUM_STEPS}", "train.checkpoint_every=10", "train.log_ev
 
 def command(folder: Path, run_dir: Path) -> list[str]:
     (folder / "entry.py").write_text(ENTRY)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     job = ["train", str(small_config(folder)), f"run.dir={run_dir}", "train.resume=auto", *LENGTH]
-    return [*torchrun, str(folder / "entry.py"), *job]
+    return [*torchrun(), str(folder / "entry.py"), *job]
 
 
 def start(folder: Path, run_dir: Path) -> subprocess.Popen[bytes]:
     pids = folder / "pids"
-    pids.mkdir(exist_ok=True)
+    pids.mkdir(parents=True, exist_ok=True)
     for old in pids.iterdir():
         old.unlink()
-    log = (folder / "log.txt").open("ab")
+    # A file of its own each time: how the ranks ended is read from it.
+    log = (folder / "log.txt").open("wb")
     return subprocess.Popen(
         command(folder, run_dir), env=environment(PIDS=str(pids)), stdout=log, stderr=log, start_new_session=True
     )
@@ -57,26 +60,40 @@ def last_step(run_dir: Path) -> int:
     return int(found[-1].name.removeprefix("step-")) if found else 0
 
 
-def wait_for_steps(process: subprocess.Popen[bytes], run_dir: Path) -> float | None:
-    """Seconds until the run that was just started takes steps (opens its metrics file); None if it ends before."""
-    began_s, began = time.time(), time.monotonic()
+def has_opened(run_dir: Path, began_s: float) -> bool:
+    """Whether the run that was started at `began_s` takes steps: it has opened its metrics file."""
     metrics = run_dir / "metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_mtime > began_s
+
+
+def wait_for_steps(process: subprocess.Popen[bytes], run_dir: Path) -> float | None:
+    """Seconds until the run that was just started takes steps; None if it ends before."""
+    began_s, began = time.time(), time.monotonic()
     while process.poll() is None:
-        if metrics.exists() and metrics.stat().st_mtime > began_s:
+        if has_opened(run_dir, began_s):
             return time.monotonic() - began
         time.sleep(0.01)
     return None
 
 
 def kill(folder: Path, process: subprocess.Popen[bytes], rank: int) -> bool:
-    """SIGKILL `rank`; False if the run had ended well by then."""
+    """SIGKILL `rank`; True if it died of that, False if the run had ended well by then."""
     pid_file = folder / "pids" / str(rank)
     while process.poll() is None and not (pid_file.exists() and pid_file.read_text()):
         time.sleep(0.01)
+    pid = pid_file.read_text() if pid_file.exists() else "0"
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
-            os.kill(int(pid_file.read_text()), signal.SIGKILL)
-    return process.wait(60) != 0
+            os.kill(int(pid), signal.SIGKILL)
+    if process.wait(60) == 0:
+        return False
+    if not re.search(rf"exitcode\s*: -9 \(pid: {pid}\)", (folder / "log.txt").read_text()):
+        fail(folder)
+    return True
+
+
+def fail(folder: Path) -> None:
+    sys.exit(f"the run failed by itself; see {folder / 'log.txt'}:\n{(folder / 'log.txt').read_text()[-3000:]}")
 
 
 def untouched(folder: Path, run_dir: Path) -> tuple[float, float]:
@@ -85,23 +102,35 @@ def untouched(folder: Path, run_dir: Path) -> tuple[float, float]:
     startup_s = wait_for_steps(process, run_dir) or 0.0
     began = time.monotonic()
     if process.wait(300) != 0:
-        sys.exit(f"the run failed; see {folder / 'log.txt'}:\n{(folder / 'log.txt').read_text()[-3000:]}")
+        fail(folder)
     return startup_s, time.monotonic() - began
 
 
-def one_kill(folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float]) -> str | None:
+@dataclass(frozen=True)
+class Kill:
+    """What a kill was, and whether it fell between the first and the last step of the process."""
+
+    said: str
+    is_in_loop: bool
+
+
+def one_kill(folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float]) -> Kill | None:
     """Start or resume, kill at a random moment, three times of four while it trains; None if it came too late."""
     rank, in_training = draw.randrange(2), draw.random() < 0.75
     before = last_step(run_dir)
     delay_s = draw.uniform(0, times_s[1] * (1 - before / NUM_STEPS) if in_training else times_s[0])
+    began_s = time.time()
     process = start(folder, run_dir)
     startup_s = wait_for_steps(process, run_dir) if in_training else None
     time.sleep(delay_s)
     if not kill(folder, process, rank):
         return None
+    is_in_loop = has_opened(run_dir, began_s) and last_step(run_dir) < NUM_STEPS
     moment = f"{delay_s:.2f} s into training" if in_training else f"{delay_s:.2f} s after its start"
+    place = "in the loop" if is_in_loop else "outside the loop"
     recovery = "" if startup_s is None else f", trained {startup_s:.1f} s after its start"
-    return f"rank {rank}, {moment}{recovery}; last whole checkpoint {before} -> {last_step(run_dir)}"
+    steps = f"last whole checkpoint {before} -> {last_step(run_dir)}"
+    return Kill(f"rank {rank}, {moment}, {place}{recovery}; {steps}", is_in_loop)
 
 
 def main() -> None:
@@ -118,13 +147,13 @@ def main() -> None:
     whole, killed = folder / "whole", folder / "killed"
     times_s = untouched(folder, whole)
     print(f"untouched: first step after {times_s[0]:.1f} s, then {times_s[1]:.1f} s", flush=True)
-    count = 0
-    while count < options.kills:
-        said = one_kill(folder, killed, draw, times_s)
-        if said is not None:
-            count += 1
-            print(f"kill {count}: {said}", flush=True)
-        if last_step(killed) == NUM_STEPS and count < options.kills:
+    kills: list[Kill] = []
+    while len(kills) < options.kills:
+        one = one_kill(folder, killed, draw, times_s)
+        if one is not None:
+            kills.append(one)
+            print(f"kill {len(kills)}: {one.said}", flush=True)
+        if last_step(killed) == NUM_STEPS and len(kills) < options.kills:
             # No step is left that a kill could undo.
             untouched(folder, killed)
             assert_same_weights(whole, killed)
@@ -134,7 +163,9 @@ def main() -> None:
     assert_same_weights(whole, killed)
     steps = [row["train/step"] for row in read_rows(killed / "metrics.jsonl")]
     assert steps == sorted(set(steps)), "metrics.jsonl repeats or misorders steps"
-    print(f"{count} kills; last resume: first step after {startup_s:.1f} s, end after {rest_s:.1f} s more")
+    num_in_loop = sum(one.is_in_loop for one in kills)
+    print(f"{len(kills)} kills, {num_in_loop} of them in the loop")
+    print(f"last resume: first step after {startup_s:.1f} s, end after {rest_s:.1f} s more")
     print("final parameters, optimizer state and best weights are the same bits")
 
 

@@ -1,11 +1,13 @@
 """Every mistake of a user: exit code 2, one line that says what would be right, nothing written."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import alone, invoke, on_two_ranks, run, small_config
+from command_line import ROOT, alone, environment, from_file, invoke, on_two_ranks, run, small_config, torchrun
 
 
 def assert_refused(folder: Path, *arguments: object, says: str) -> None:
@@ -32,6 +34,7 @@ def assert_refused(folder: Path, *arguments: object, says: str) -> None:
         ("data.observed=0.001", "data.observed=0.001"),
         ("data.sizes.a=0", "data.sizes[a]: 0 is not valid; must be >= 1"),
         ("sharding.device=cuda", "sharding.device=cuda"),
+        ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, says: str) -> None:
@@ -63,16 +66,15 @@ INDICES = np.argwhere(FULL >= 0)
 def test_a_file_that_holds_no_tensor_is_refused(tmp_path: Path, arrays: dict[str, np.ndarray], says: str) -> None:
     file = tmp_path / "data.npz"
     np.savez(file, **arrays)
-    overrides = ["data.source=file", f"data.path={file}", "data.equation=null", "data.sizes=null"]
     config = small_config(tmp_path)
-    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *overrides, says=says)
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *from_file(file), says=says)
 
 
 def test_a_missing_data_file_is_refused(tmp_path: Path) -> None:
-    overrides = ["data.source=file", f"data.path={tmp_path}/no.npz", "data.equation=null", "data.sizes=null"]
     config = small_config(tmp_path)
     says = "no.npz' does not exist"
-    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *overrides, says=says)
+    missing = from_file(tmp_path / "no.npz")
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *missing, says=says)
 
 
 def test_sizes_that_disagree_with_the_data_are_refused(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_resume_with_a_data_file_that_has_changed_is_refused(tmp_path: Path) -> 
     file = tmp_path / "data.npy"
     values = np.random.default_rng(0).normal(size=(8, 6, 4))
     np.save(file, values)
-    common = ["data.source=file", f"data.path={file}", "data.equation=null", "data.sizes=null", "train.steps=2"]
+    common = [*from_file(file), "train.steps=2"]
     config = small_config(tmp_path)
     assert invoke("train", config, f"run.dir={tmp_path}/run", *common).exit_code == 0
     np.save(file, values + 1)
@@ -166,17 +168,97 @@ def test_two_ranks_that_a_plan_cannot_use_print_one_line_of_ours(tmp_path: Path)
     [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
     assert "sharding.plan=fsdp" in line
     assert "exitcode: 2" in " ".join(result.stderr.replace(" :", ":").split()), result.stderr
-    assert 'Traceback (most recent call last):\n  File "/work' not in result.stderr
+    assert f'File "{ROOT}' not in result.stderr, "a traceback of ours"
     assert not (tmp_path / "run").exists()
     assert result.stdout == ""
 
 
 def test_a_diverged_run_ends_with_1_and_keeps_its_rows(tmp_path: Path) -> None:
-    overrides = ["optim.base=sgd", "optim.lr=1e30", "optim.method=base", "optim.max_skipped=3"]
+    overrides = ["optim.base=sgd", "optim.lr=1e30", "optim.method=base", "optim.alpha=null", "optim.max_skipped=3"]
     result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert line.startswith("distsam: step ")
+    assert line.endswith("and go on from them with train.resume=auto")
     rows = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["train/step"] == 0
     assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    """To root every folder looks writable, /proc too: only the attempt tells."""
+    config = small_config(tmp_path)
+    says = "run.dir: /proc/no/run cannot be written (No such file or directory); choose a folder"
+    assert_refused(tmp_path, "train", config, "run.dir=/proc/no/run", says=says)
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_with_1_and_one_line(tmp_path: Path) -> None:
+    # No file may be longer than 4 KiB: the weights' is, metrics.jsonl not yet.
+    limited = f"ulimit -f 4; exec {shlex.join(alone('train', small_config(tmp_path), f'run.dir={tmp_path}/run'))}"
+    result = run(["bash", "-c", f"{limited} train.log_every=100 train.checkpoint_every=1"])
+    assert result.returncode == 1, result.stderr
+    [line] = result.stderr.splitlines()
+    assert line.startswith("distsam: the checkpoint of step 1 could not be written: rank 0: ")
+    assert "File too large" in line
+
+
+def on_two_ranks_in_folders_of_their_own(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Two ranks, each with the working folder 0 or 1, so that one can lack a file that the other has."""
+    entry = "import os\nos.chdir(os.environ['RANK'])\nfrom distsam.cli import main\nmain()\n"
+    (folder / "entry.py").write_text(entry)
+    command = [*torchrun(), str(folder / "entry.py"), *map(str, arguments)]
+    return subprocess.run(
+        command, env=environment(), capture_output=True, text=True, timeout=170, check=False, cwd=folder
+    )
+
+
+@pytest.mark.parametrize("missing", ["data.npy", "small.yaml"])
+def test_a_file_that_only_the_second_rank_lacks_is_named_with_the_rank(tmp_path: Path, missing: str) -> None:
+    """Rank 1 slept and ended without a word; rank 0 waited for it and was killed. Nobody said what was wrong."""
+    for rank in ("0", "1"):
+        (tmp_path / rank).mkdir()
+        small_config(tmp_path / rank)
+        np.save(tmp_path / rank / "data.npy", FULL)
+    (tmp_path / "1" / missing).unlink()
+    overrides = [*from_file(Path("data.npy")), f"run.dir={tmp_path}/run"]
+    result = on_two_ranks_in_folders_of_their_own(tmp_path, "train", "small.yaml", *overrides)
+    assert result.returncode != 0
+    [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
+    assert line.startswith("distsam: rank 1: ")
+    assert missing in line
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_saved_run_whose_data_has_changed_is_refused(tmp_path: Path, command: str) -> None:
+    """With other data the split is another: entries that were fitted were scored as held out."""
+    file = tmp_path / "data.npy"
+    values = np.random.default_rng(0).normal(size=(8, 6, 4))
+    np.save(file, values)
+    run_dir = tmp_path / "run"
+    done = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *from_file(file), "train.steps=2")
+    assert done.exit_code == 0, done.output
+    np.save(file, values[:, ::-1])
+    output = ["-o", tmp_path / "out.npz"] if command == "predict" else []
+    assert_refused(
+        tmp_path, command, run_dir, *output, says=f"data.path: {file} has changed since the run in {run_dir}"
+    )
+
+
+@pytest.mark.parametrize("damage", ["", "{", "no counters"])
+def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
+    config, run_dir = small_config(tmp_path), tmp_path / "run"
+    assert invoke("train", config, f"run.dir={run_dir}", "train.steps=2").exit_code == 0
+    state = run_dir / "checkpoints" / "step-00000002" / "state.json"
+    facts = json.loads(state.read_text())
+    del facts["counters"]["num_clipped"]
+    state.write_text(json.dumps(facts) if damage == "no counters" else damage)
+    resume = ("train", config, f"run.dir={run_dir}", "train.steps=3", "train.resume=auto")
+    assert_refused(tmp_path, *resume, says=f"{state}: ")
+
+
+def test_no_command_is_a_usage_error_that_shows_the_help() -> None:
+    result = invoke()
+    assert result.exit_code == 2
+    assert "train" in result.output
+    assert "Usage" in result.output

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
-from command_line import ROOT, alone, invoke, on_two_ranks, run, small_config
+from command_line import ROOT, alone, from_file, invoke, on_two_ranks, run, small_config
 
 from distsam.train.tracking import read_rows
 
@@ -37,6 +37,9 @@ def test_the_summary_holds_what_scripts_read(quickstart: Path) -> None:
     assert summary["stopped_by"] == "last step"
     assert {"heldout/rmse", "train/r2_uncentred", "steps", "versions", "best_step", "last/heldout/r2"} <= set(summary)
     assert summary["balance/network/norm_deviation"] > 0
+    # Scores are those of the best weights, the balance that of the last step: it says so.
+    assert summary["balance_step"] == 600
+    assert summary["core_names"] == {"network": ["central", "factor_0", "factor_1", "factor_2"]}
 
 
 def test_every_row_has_the_promised_names_in_the_order_of_steps(quickstart: Path) -> None:
@@ -84,10 +87,10 @@ def test_predict_fills_the_holes_of_a_file_and_keeps_what_is_known(tmp_path: Pat
     truth = np.einsum("ar,br,cr->abc", *(rng.normal(size=(n, 2)) for n in (12, 10, 8)))
     seen = np.where(rng.random(truth.shape) < 0.5, truth, np.nan)
     np.save(tmp_path / "holes.npy", seen)
-    overrides = ["data.source=file", f"data.path={tmp_path}/holes.npy", "data.equation=null", "data.sizes=null"]
+    source = from_file(tmp_path / "holes.npy")
     more = ["data.observed=0.9", "train.steps=300", "network.init=data", "train.log_every=50"]
     run_dir = tmp_path / "run"
-    result = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *overrides, *more, "optim.method=base")
+    result = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *source, *more, "optim.method=base")
     assert result.exit_code == 0, result.output
     assert invoke("predict", run_dir, "-o", tmp_path / "filled.npz").exit_code == 0
     with np.load(tmp_path / "filled.npz") as file:
@@ -124,3 +127,23 @@ def test_early_stopping_ends_the_run_and_scores_the_best_weights(tmp_path: Path)
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     best = max(row["validation/r2"] for row in rows if row["train/step"] > 1)
     assert summary["validation/r2"] == pytest.approx(best, rel=1e-9)
+
+
+def test_how_often_das_hit_its_bound_is_published(tmp_path: Path) -> None:
+    overrides = ["optim.alpha=100.0", "optim.lambda_max=0.001"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)
+    assert result.exit_code == 0, result.output
+    counts = [row["das/clipped"] for row in read_rows(tmp_path / "run" / "metrics.jsonl")]
+    assert counts == sorted(counts)
+    assert counts[0] == 0 < counts[1]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["das/clipped"] == counts[-1]
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/sam", "optim.method=sam")
+    assert result.exit_code == 0, result.output
+    assert "das/clipped" not in (tmp_path / "sam" / "metrics.jsonl").read_text()
+
+
+def test_a_run_says_at_its_start_what_it_is_and_what_is_hardly_meant(tmp_path: Path) -> None:
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "optim.method=base")
+    assert result.stdout.startswith("cp network of 8 x 6 x 4, 36 parameters; 103 training, 12 validation, ")
+    assert result.stderr == "distsam: optim.alpha: 0.01 is not used by optim.method=base; it is for das, nbar, obar\n"

@@ -119,3 +119,11 @@ def test_coordinates_that_disagree_are_refused(indices, values, shape, parts):
 
 def test_no_indices_to_predict_are_fine():
     assert check_indices(np.empty((0, 3), dtype=int), (2, 3, 4), "indices").shape == (0, 3)
+
+
+def test_the_digest_tells_data_apart_by_place_value_and_shape() -> None:
+    tensor = np.arange(6.0).reshape(2, 3)
+    digest = entries_from_dense(tensor).sha256()
+    assert digest == entries_from_dense(tensor.copy()).sha256()
+    others = (tensor + 1, tensor.reshape(3, 2), tensor[:, ::-1])
+    assert digest not in {entries_from_dense(other).sha256() for other in others}

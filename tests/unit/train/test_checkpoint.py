@@ -9,7 +9,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
-from distsam.errors import InputError
+from distsam.errors import CheckpointFailed, InputError
 from distsam.train.checkpoint import Checkpointer, finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
 
@@ -36,7 +36,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path: Path) -> None:
     loaded = empty()
     load_tensors(path, loaded)
     assert all(torch.equal(loaded[name], value) for name, value in tensors().items())
-    assert read_facts(path) == {"step": 7, "note": "x"}
+    assert json.loads((path / "state.json").read_text()) == {"step": 7, "note": "x"}
     assert tensor_shapes(path)["model.a"] == (torch.Size([2, 3]), torch.float32)
 
 
@@ -92,8 +92,22 @@ def test_a_save_that_fails_says_which_step_and_why(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "c")
     (tmp_path / "c").write_text("in the way")
     checkpointer.save(3, tensors(), {})
-    with pytest.raises(RuntimeError, match=r"the checkpoint of step 3 could not be written: rank 0: .*in|c"):
+    with pytest.raises(CheckpointFailed, match=r"the checkpoint of step 3 could not be written: rank 0: .*in|c"):
         checkpointer.wait()
+
+
+def test_a_checkpoint_that_cannot_be_published_says_which_step_and_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill_the_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    checkpointer = Checkpointer(tmp_path, 1, rank=0)
+    checkpointer.save(3, tensors(), {})
+    monkeypatch.setattr(json, "dump", fill_the_disk)
+    with pytest.raises(CheckpointFailed, match=r"the checkpoint of step 3 .*No space left on device"):
+        checkpointer.wait()
+    assert not finished_checkpoints(tmp_path)
 
 
 class Malicious:
@@ -174,6 +188,35 @@ def test_truncated_tensors_are_refused_by_name(tmp_path: Path) -> None:
 def test_damaged_facts_are_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(InputError, match=r"state.json: "):
+        read_facts(tmp_path)
+
+
+FACTS = {
+    "step": 2,
+    "fingerprint": "f",
+    "data_sha256": "d",
+    "counters": {"num_steps": 2, "num_skipped": 0, "num_in_a_row": 0, "num_clipped": 0},
+    "best_value": None,
+    "best_step": None,
+    "num_stale": 0,
+    "last_is_best": False,
+    "elapsed_s": 1.0,
+}
+
+
+@pytest.mark.parametrize("key", [*FACTS, *FACTS["counters"]])
+@pytest.mark.parametrize("value", ["absent", ["wrong"]])
+def test_facts_that_lack_what_a_resume_needs_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    facts = json.loads(json.dumps(FACTS))
+    (tmp_path / "state.json").write_text(json.dumps(facts))
+    assert read_facts(tmp_path) == FACTS
+    holder = facts if key in facts else facts["counters"]
+    if value == "absent":
+        del holder[key]
+    else:
+        holder[key] = value
+    (tmp_path / "state.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match=f"state.json: holds no {key} that can be used"):
         read_facts(tmp_path)
 
 

@@ -71,8 +71,17 @@ def test_resume_from_another_run_names_the_first_difference(
     assert fingerprint(validate(changed)) != fingerprint(config_of(tmp_path))
 
 
-def test_resume_from_a_folder_without_config_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
+def test_checkpoints_of_which_none_is_whole_are_no_run(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00000001.tmp").mkdir(parents=True)
+    for resume in ("never", "auto"):
+        check_folder(RunFolder(tmp_path), config_of(tmp_path, resume=resume))
+
+
+def test_a_whole_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    for name in (".metadata", "state.json"):
+        (checkpoint / name).write_text("")
     with pytest.raises(InputError, match=r"has no config.yaml"):
         check_folder(RunFolder(tmp_path), config_of(tmp_path, resume="auto"))
 

@@ -62,3 +62,11 @@ def test_a_score_that_is_no_number_is_never_the_best(value: float | None) -> Non
     best = BestWeights()
     best.consider(model, 1, value)
     assert (best.value, best.num_stale, best.tensors) == (None, 1, {})
+
+
+def test_only_a_better_finite_score_beats_the_best() -> None:
+    model, _ = build("sgd")
+    best = BestWeights()
+    assert best.is_beaten_by(-5.0)
+    best.consider(model, 1, 0.5)
+    assert [best.is_beaten_by(value) for value in (None, float("nan"), 0.5, 0.6)] == [False, False, False, True]

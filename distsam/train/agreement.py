@@ -1,0 +1,52 @@
+"""What all ranks must hold in common before they go on: that nobody found a mistake, and what rank 0 read."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch.distributed as dist
+
+from distsam.errors import InputError, SharedInputError
+
+T = TypeVar("T")
+
+
+def agreed(make: Callable[[], T]) -> T:
+    """What `make` gives on this rank, once it gave something on every rank.
+
+    A rank alone with its mistake (a file that one machine lacks) would otherwise leave the others waiting for it in
+    their next collective, and nobody would say why.
+
+    Args:
+        make: runs no collectives that a rank with a mistake would miss.
+
+    Collectives: one gather of a string or None over the world; every rank calls it. None without a process group.
+
+    Raises:
+        InputError: `make` raised it on some rank. In a process group, a SharedInputError of the same message on every
+            rank: that of the first rank that had one, which is named unless it is rank 0.
+    """
+    if not dist.is_initialized():
+        return make()
+    mistake, made = None, None
+    try:
+        made = make()
+    except InputError as error:
+        mistake = str(error)
+    mistakes: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(mistakes, mistake)
+    for rank, message in enumerate(mistakes):
+        if message is not None:
+            raise SharedInputError(message if rank == 0 else f"rank {rank}: {message}")
+    return made  # type: ignore[return-value]  # no mistake: it was made
+
+
+def from_first_rank(make: Callable[[], T]) -> T:
+    """What `make` gives on rank 0, on every rank.
+
+    Collectives: one object broadcast over the world; every rank calls it. None without a process group.
+    """
+    if not dist.is_initialized():
+        return make()
+    made = [make() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(made, src=0)
+    return made[0]  # type: ignore[return-value]

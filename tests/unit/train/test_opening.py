@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from distsam.sharding import World
+from distsam.train.build import build_job, build_problem
+from distsam.train.config import Config
+from distsam.train.config_file import load_config
+from distsam.train.opening import describe_run, doubts
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+SMALL = """
+data: {source: lowrank, equation: "ar,br->ab", sizes: {a: 10, b: 8, r: 2}, observed: 0.5, validation: 0.1}
+network: {format: cp, bond_dim: 1}
+optim: {method: base}
+train: {steps: 3}
+"""
+
+
+def config_of(tmp_path: Path, *overrides: str) -> Config:
+    (tmp_path / "small.yaml").write_text(SMALL)
+    return load_config(tmp_path / "small.yaml", overrides)
+
+
+def test_the_first_line_says_what_will_run(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "optim.method=sam")
+    problem = build_problem(config)
+    job = build_job(config, problem, World(0, 1, 0, torch.device("cpu")))
+    assert describe_run(problem, job, config.optim, 0) == (
+        "cp network of 10 x 8, 18 parameters; 36 training, 4 validation, 40 held-out entries; sam on adam; "
+        "plan replicate on 1 rank"
+    )
+    assert describe_run(problem, job, config.optim, 7).endswith("; resumed after step 7")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], []),
+        (["network.bond_dim=3"], ["the network has 54 parameters for 36 training entries and optim.weight_decay is 0"]),
+        (["network.bond_dim=3", "optim.weight_decay=0.1"], []),
+        (["optim.rho=0.01"], ["optim.rho: 0.01 is not used by optim.method=base; it is for sam"]),
+        (["optim.alpha=1.0"], ["optim.alpha: 1.0 is not used by optim.method=base; it is for das, nbar, obar"]),
+        (["optim.alpha=1.0", "optim.rho=0.01", "optim.method=sam+das"], []),
+    ],
+)
+def test_what_is_hardly_meant_is_one_line_each(tmp_path: Path, overrides: list[str], expected: list[str]) -> None:
+    config = config_of(tmp_path, *overrides)
+    lines = list(doubts(build_problem(config), config.optim))
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+    assert not any("\n" in line for line in lines)
+
+
+def test_constant_training_values_are_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "flat.npy", np.full((10, 8), 3.0))
+    source = ["data.source=file", f"data.path={tmp_path}/flat.npy", "data.equation=null", "data.sizes=null"]
+    config = config_of(tmp_path, *source)
+    [line] = doubts(build_problem(config), config.optim)
+    assert line.startswith("all 36 training values are 3: there is nothing to learn")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_no_shipped_config_raises_a_doubt(path: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))
+    config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
+    assert not list(doubts(build_problem(config), config.optim))
