@@ -1,7 +1,8 @@
-"""The four pictures that say how a run went, from its metrics.jsonl alone."""
+"""The four pictures that say how a run went, from its metrics.jsonl; core names are those of its summary.json."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,18 @@ _STEP = "train/step"
 _R2_SHOWN = (-1.0, 1.0)
 _SPLITS = {"train": "#1b9e77", "validation": "#d95f02", "heldout": "#7570b3"}
 _MAX_NAMED = 10
-_DECADES_SHOWN = 1e5
+_SPAN_SHOWN = 1e5
+_ROOM_BELOW = 3
 
 Rows = list[dict[str, Any]]
+Names = dict[str, list[str]]
 
 
 def draw_curves(run_dir: str | Path) -> Path:
     """Draw loss, R2 on the splits, norm deviation and core norms over the steps into curves.png.
 
     Args:
-        run_dir: run folder with a metrics.jsonl.
+        run_dir: run folder with a metrics.jsonl; cores are numbered where it has no summary.json that names them.
 
     Returns:
         The path of curves.png.
@@ -35,7 +38,8 @@ def draw_curves(run_dir: str | Path) -> Path:
 
     rows = _read(Path(run_dir) / "metrics.jsonl")
     figure, axes = pyplot.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
-    draw: tuple[Callable[[Any, Rows], None], ...] = (_draw_loss, _draw_r2, _draw_deviation, _draw_norms)
+    draw_norms = partial(_draw_norms, names=_core_names(Path(run_dir) / "summary.json"))
+    draw: tuple[Callable[[Any, Rows], None], ...] = (_draw_loss, _draw_r2, _draw_deviation, draw_norms)
     for axis, panel in zip(axes.flat, draw, strict=True):
         panel(axis, rows)
         axis.grid(True, alpha=0.25)
@@ -92,14 +96,15 @@ def _draw_deviation(axis: Any, rows: Rows) -> None:
     _say_if_empty(axis, drawn)
 
 
-def _draw_norms(axis: Any, rows: Rows) -> None:
+def _draw_norms(axis: Any, rows: Rows, names: Names) -> None:
     keys = sorted({key for row in rows for key in row if "/core_norm_sq/" in key}, key=_by_number)
     networks = {key.split("/")[1] for key in keys}
     drawn: list[float] = []
     for colour, key in zip(_colours(len(keys)), keys, strict=True):
         steps, values = _series(rows, key)
         _, network, _, index = key.split("/")
-        label = f"core {index}" if len(networks) == 1 else f"{network}, core {index}"
+        core = dict(enumerate(names.get(network, []))).get(int(index), f"core {index}")
+        label = core if len(networks) == 1 else f"{network}, {core}"
         norms = [value**0.5 for value in values]
         axis.plot(steps, norms, color=colour, linewidth=1.4, label=label)
         drawn += norms
@@ -122,6 +127,16 @@ def _read(path: Path) -> Rows:
         if isinstance(row, dict) and _STEP in row:
             rows.append(row)
     return rows
+
+
+def _core_names(path: Path) -> Names:
+    """Network -> names of its cores in the order of their numbers; empty without a summary that has them."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    names = summary.get("core_names") if isinstance(summary, dict) else None
+    return names if isinstance(names, dict) else {}
 
 
 def _series(rows: Rows, key: str) -> tuple[list[int], list[float]]:
@@ -153,11 +168,21 @@ def _spread_scale(axis: Any, values: list[float]) -> None:
     if not positive or max(positive) <= 20 * min(positive):
         return
     axis.set_yscale("log")
-    lowest = max(positive) / _DECADES_SHOWN
-    # Equal start norms give a Q of rounding, 1e-13, which would press the curve against the frame.
+    lowest = max(positive) / _SPAN_SHOWN
+    # Equal start norms give a Q of 0 or of rounding, 1e-13, which would press the curve against the frame.
     if min(values) < lowest:
-        axis.set_ylim(bottom=lowest)
-        axis.set_ylabel(f"{axis.get_ylabel()}, cut off below {lowest:.0e}")
+        _cut_off(axis, min(value for value in values if value >= lowest) / _ROOM_BELOW)
+
+
+def _cut_off(axis: Any, floor: float) -> None:
+    """End the axis at `floor`, and mark the points below it where they would leave the picture."""
+    for line in list(axis.lines):
+        steps, values = list(line.get_xdata()), list(line.get_ydata())
+        line.set_ydata([max(value, floor) for value in values])
+        low = [step for step, value in zip(steps, values, strict=True) if value < floor]
+        axis.plot(low, [floor] * len(low), "v", color=line.get_color(), clip_on=False)
+    axis.set_ylim(bottom=floor)
+    axis.set_ylabel(f"{axis.get_ylabel()}, cut off below {floor:.1g} (▼)")
 
 
 def _legend(axis: Any, count: int) -> None:

@@ -2,9 +2,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
 
 from distsam.errors import InputError
 from distsam.report import curves
@@ -35,20 +37,46 @@ def test_curves_are_drawn_however_few_rows_there_are(tmp_path: Path, steps: int)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
-def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from matplotlib.figure import Figure
-
+def drawn_axes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The four panels of curves.png."""
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch()))
-    curves.draw_curves(write(tmp_path, [row(s) for s in range(20)]))
-    loss, r2, deviation, norms = figures[0].axes
-    assert all("[" in axis.get_ylabel() for axis in figures[0].axes)
+    curves.draw_curves(folder)
+    return figures[0].axes
+
+
+def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    axes = drawn_axes(write(tmp_path, [row(s) for s in range(20)]), monkeypatch)
+    loss, r2, deviation, norms = axes
+    assert all("[" in axis.get_ylabel() for axis in axes)
     assert all("[updates]" in axis.get_xlabel() for axis in (deviation, norms))
     assert "cut off below -1" in r2.get_ylabel()
     assert r2.get_ylim()[0] == -1
     assert "cut off" in deviation.get_ylabel()
     assert [text.get_text() for text in norms.get_legend().get_texts()] == ["core 0", "core 1"]
     assert len(loss.lines) == 1
+
+
+@pytest.mark.parametrize("start", [0.0, 1e-13])
+def test_a_deviation_that_starts_at_nothing_is_marked_at_the_foot_of_its_axis(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float
+) -> None:
+    """A logarithmic axis has no place for 0: the first point was not in the picture, and nothing said so."""
+    rows = [{"train/step": s, "balance/network/norm_deviation": 10.0**s if s else start} for s in range(4)]
+    deviation = drawn_axes(write(tmp_path, rows), monkeypatch)[2]
+    assert deviation.get_yscale() == "log"
+    floor = deviation.get_ylim()[0]
+    assert 1 < floor < 10
+    curve, marks = deviation.lines
+    assert list(curve.get_ydata()) == [floor, 10, 100, 1000]
+    assert (list(marks.get_xdata()), list(marks.get_ydata()), marks.get_marker()) == ([0], [floor], "v")
+    assert "cut off below 3 (▼)" in deviation.get_ylabel()
+
+
+def test_core_norms_carry_the_names_that_the_summary_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"core_names": {"network": ["central", "factor_0"]}}))
+    norms = drawn_axes(write(tmp_path, [row(s) for s in range(3)]), monkeypatch)[3]
+    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["central", "factor_0"]
 
 
 def test_many_cores_get_a_note_instead_of_a_legend(tmp_path: Path) -> None:
