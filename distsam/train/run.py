@@ -44,8 +44,9 @@ def run_training(config: Config) -> Summary:
     try:
         problem = agreed(lambda: _find_problem(config, folder))
         # All ranks have looked at the folder: from here on it may change.
+        identity = _identify(config, problem)
         job = agreed(lambda: _start_job(config, folder, problem, world))
-        return _Run(config, folder, problem, job).train()
+        return _Run(config, folder, problem, job, identity).train()
     finally:
         close_world()
 
@@ -54,6 +55,23 @@ def _find_problem(config: Config, folder: RunFolder) -> Problem:
     problem = build_problem(config)
     check_folder(folder, config)
     return problem
+
+
+def _identify(config: Config, problem: Problem) -> dict[str, str]:
+    """What makes this training the one that it is, as rank 0 has it; every rank must have the same data.
+
+    Machines with disks of their own can hold other files under the same name.
+    """
+    own = problem.entries.sha256()
+    identity = from_first_rank(lambda: {"fingerprint": fingerprint(config), "data_sha256": own})
+
+    def check() -> None:
+        if own != identity["data_sha256"]:
+            key, given = ("path", config.data.path) if config.data.path else ("source", config.data.source)
+            raise InputError(f"data.{key}: {given} holds other data than on rank 0; give every rank the same")
+
+    agreed(check)
+    return identity
 
 
 def _start_job(config: Config, folder: RunFolder, problem: Problem, world: World) -> Job:
@@ -66,13 +84,13 @@ def _start_job(config: Config, folder: RunFolder, problem: Problem, world: World
 class _Run:
     """The parts of a run that is under way, tied to its folder."""
 
-    def __init__(self, config: Config, folder: RunFolder, problem: Problem, job: Job) -> None:
+    def __init__(self, config: Config, folder: RunFolder, problem: Problem, job: Job, identity: dict[str, str]) -> None:
         self.config = config
         self.folder = folder
         self.job = job
         self.is_first = job.world.rank == 0
         self.problem = problem
-        self.identity = {"fingerprint": fingerprint(config), "data_sha256": problem.entries.sha256()}
+        self.identity = identity
         self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, job.world.rank)
         self.state = LoopState()
         self._resume()

@@ -229,6 +229,19 @@ def test_a_file_that_only_the_second_rank_lacks_is_named_with_the_rank(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
+def test_another_file_of_the_same_name_on_the_second_rank_is_refused(tmp_path: Path) -> None:
+    """Each rank trained on what it found: no error, and weights that fit neither file."""
+    for rank in (0, 1):
+        (tmp_path / str(rank)).mkdir()
+        small_config(tmp_path / str(rank))
+        np.save(tmp_path / str(rank) / "data.npy", FULL + rank)
+    overrides = [*from_file(Path("data.npy")), "network.bond_dim=1", f"run.dir={tmp_path}/run"]
+    result = on_two_ranks_in_folders_of_their_own(tmp_path, "train", "small.yaml", *overrides)
+    [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
+    assert line.startswith(f"distsam: rank 1: data.path: {tmp_path}/1/data.npy holds other data than on rank 0")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_saved_run_whose_data_has_changed_is_refused(tmp_path: Path, command: str) -> None:
     """With other data the split is another: entries that were fitted were scored as held out."""
