@@ -88,11 +88,7 @@ class StepGuard:
         return self.meter.second_pass(loss, epsilon, factors if self.is_due else None)
 
     def accepts(self, first: FirstPass, second: SecondPass | None = None) -> bool:
-        """True if every pass was finite on every rank. The one place of a step where the host reads a result.
-
-        Raises:
-            TrainingDiverged: too many skipped steps in a row, on all ranks together.
-        """
+        """True if every pass was finite on every rank. The one place of a step where the host reads a result."""
         is_finite = first.is_finite if second is None else first.is_finite & second.is_finite
         self._accepted, self.stop_requested = torch.stack([is_finite, first.stops > 0]).tolist()
         self.num_skipped += not self._accepted
@@ -163,6 +159,6 @@ class StepGuard:
 
 
 def core_rates(param_groups: Sequence[dict[str, Any]], cores: Sequence[nn.Parameter]) -> tuple[float, ...]:
-    """The learning rate of each core's parameter group; 0 for a core that the optimizer does not move."""
-    rates = {id(p): float(group["lr"]) for group in param_groups for p in group["params"]}
+    """The learning rate of each core's parameter group; 0 for a core that the optimizer does not move, or frozen."""
+    rates = {id(p): float(group["lr"]) for group in param_groups for p in group["params"] if p.requires_grad}
     return tuple(rates.get(id(core), 0.0) for core in cores)

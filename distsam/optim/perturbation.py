@@ -21,7 +21,7 @@ class Perturbation:
         self._dtypes: list[torch.dtype] = []
         self._saved: list[Tensor] = []
         self._chunks: list[slice] = []
-        self._is_inside = False
+        self.is_inside = False
 
     @torch.no_grad()
     def enter(self, pieces: LocalPieces, grads: Sequence[Tensor | None], scales: Tensor, core_scales: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ class Perturbation:
         if not steps:
             return core_scales
         self._make_room(pieces, is_moved, weights)
-        self._is_inside = True
+        self.is_inside = True
         if scales.is_cuda:
             self._move_on_device(weights, steps, list(compress(scales.unbind(), is_moved)) if scales.dim() else scales)
             return torch.ones_like(core_scales)
@@ -51,9 +51,9 @@ class Perturbation:
     @torch.no_grad()
     def leave(self) -> None:
         """Bring the weights back, bit for bit, to where they are stored by now."""
-        if self._is_inside and self._pieces is not None:
+        if self.is_inside and self._pieces is not None:
             torch._foreach_copy_(list(compress(self._pieces.weights(), self._is_moved)), self._saved)
-        self._is_inside = False
+        self.is_inside = False
 
     def _make_room(self, pieces: LocalPieces, is_moved: list[bool], weights: list[Tensor]) -> None:
         """The last step's buffers, if they were made for the same pieces in the same precision, or new ones."""

@@ -113,7 +113,12 @@ class SAM(Wrapper):
             loss: this rank's loss at w, if it is to be reported; on every rank or on none.
 
         Collectives: one small all_reduce on entry; every rank enters.
+
+        Raises:
+            RuntimeError: the weights are perturbed already.
         """
+        if self._perturbation.is_inside:
+            raise RuntimeError("the weights are perturbed already: inside sam.perturbed() run the second pass only")
         self._pending = None
         first, grads = self.guard.first_pass(loss)
         meter = self.guard.meter

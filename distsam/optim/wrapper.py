@@ -79,8 +79,9 @@ class Wrapper(Optimizer):
         self.base.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
-        # Optimizer's own keeps groups and state alone; here those are the base's.
-        return dict(self.__dict__)
+        # Optimizer's own keeps groups and state alone; here those are the base's. A schedule has put a `step` here that
+        # is tied to this object.
+        return {name: value for name, value in self.__dict__.items() if name != "step"}
 
     def state_dict(self) -> dict[str, Any]:
         """The base's state dict. Counters are apart: see `counters`."""

@@ -22,7 +22,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
 
     Args:
         model: a module, with its full weights, on the mesh's device.
-        mesh: 1-D or 2-D (replicate x shard, axes named); None or a mesh of one rank leaves the model as it is.
+        mesh: 1-D or 2-D (replicate x shard, axes named) over the whole world; in a world of one process None, or a mesh
+            of one rank, leaves the model as it is.
         plan: "replicate", "fsdp", or a ShardPlan made for this mesh and model.
 
     Returns:
@@ -44,10 +45,11 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     """
     if isinstance(plan, str):
         check_plan_name(plan)
-    if mesh is None or mesh.size() == 1:
+    num_ranks = 1 if mesh is None else mesh.size()
+    if num_ranks != world_size():
+        raise InputError(f"mesh of {num_ranks} ranks in a world of {world_size()}: it must cover every rank")
+    if mesh is None or num_ranks == 1:
         return model
-    if mesh.size() != world_size():
-        raise InputError(f"mesh of {mesh.size()} ranks in a world of {world_size()}: it must cover every rank")
     if mesh.ndim > 2 or (mesh.ndim == 2 and mesh.mesh_dim_names is None):
         raise InputError(f"mesh of shape {tuple(mesh.shape)}: use one axis, or two named axes (replicate, shard)")
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

@@ -1,0 +1,71 @@
+"""What users do by mistake, or to an optimizer in use: nested perturbations, copies, frozen cores."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import Tensor
+
+import distsam
+
+
+def build(method: str = "sam") -> tuple[distsam.TensorNetwork, torch.optim.Optimizer]:
+    model = distsam.TensorNetwork(distsam.cp((4, 5, 6), 2), norms=(1, 2, 3))
+    base = torch.optim.SGD(model.parameters(), lr=0.1)
+    networks = distsam.core_networks(model)
+    if method == "sam":
+        return model, distsam.SAM(base, rho=0.1)
+    if method == "das":
+        return model, distsam.DAS(base, networks, alpha=0.5)
+    return model, distsam.BAR(base, networks, alpha=0.5, rule=method)
+
+
+def backward(model: distsam.TensorNetwork, optimizer: torch.optim.Optimizer) -> Tensor:
+    optimizer.zero_grad()
+    loss = model.dense().square().sum()
+    loss.backward()
+    return loss
+
+
+@pytest.mark.parametrize("does_step", [True, False])
+def test_a_second_perturbation_inside_one_is_refused_and_the_weights_come_back(does_step: bool) -> None:
+    """The inner one overwrote the only copy of the weights, and both left them perturbed without a word."""
+    model, sam = build()
+    assert isinstance(sam, distsam.SAM)
+    before = [core.detach().clone() for core in model.cores]
+    backward(model, sam)
+
+    def misuse() -> None:
+        with sam.perturbed():
+            backward(model, sam)
+            if does_step:
+                sam.step(lambda: backward(model, sam))
+            with sam.perturbed():
+                pass
+
+    with pytest.raises(RuntimeError, match="perturbed already"):
+        misuse()
+    assert all(torch.equal(core, kept) for core, kept in zip(model.cores, before, strict=True))
+
+
+@pytest.mark.parametrize("method", ["sam", "das"])
+def test_a_copy_of_an_optimizer_with_a_schedule_moves_its_own_weights(method: str) -> None:
+    """A schedule puts a `step` into the optimizer; the copy kept it, and moved the original, or nothing."""
+    model, optimizer = build(method)
+    torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    pickle.dumps(optimizer)
+    before = [core.detach().clone() for core in model.cores]
+    twin, twin_optimizer = copy.deepcopy((model, optimizer))
+    twin_optimizer.step(lambda: backward(twin, twin_optimizer))  # type: ignore[arg-type, return-value]
+    assert all(torch.equal(core, kept) for core, kept in zip(model.cores, before, strict=True))
+    assert not any(torch.equal(core, kept) for core, kept in zip(twin.cores, before, strict=True))
+
+
+@pytest.mark.parametrize("method", ["das", "nbar", "obar"])
+def test_a_frozen_core_is_not_rescaled(method: str) -> None:
+    model, optimizer = build(method)
+    model.cores[1].requires_grad_(False)
+    before = [core.detach().clone() for core in model.cores]
+    optimizer.step(lambda: backward(model, optimizer))  # type: ignore[arg-type, return-value]
+    assert [torch.equal(core, kept) for core, kept in zip(model.cores, before, strict=True)] == [False, True, False]
