@@ -5,6 +5,7 @@ Legend: w weights, g gradient, epsilon = rho g / ||g||, g~ gradient at w + epsil
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +66,9 @@ class SAM(Wrapper):
         self.rho = rho
         self.scope = scope
         self._replay = Replay(model)
-        self._scope_networks = () if scope == "global" or model is None else tuple(core_networks(model))
+        self._scope_networks = (
+            () if scope == "global" or model is None else tuple(_moved(core_networks(model), self.param_groups))
+        )
         self._perturbation = Perturbation()
         self._pending: tuple[FirstPass, Tensor, Sequence[Tensor | None], Tensor] | None = None
 
@@ -168,3 +171,9 @@ class SAM(Wrapper):
     def _radius(self, norm_sq: Tensor) -> Tensor:
         """rho / norm; 0 where the norm is 0, which gives infinity, or not finite."""
         return torch.nan_to_num(self.rho * norm_sq.rsqrt(), nan=0.0, posinf=0.0)
+
+
+def _moved(networks: Sequence[CoreNetwork], param_groups: Sequence[dict[str, Any]]) -> list[CoreNetwork]:
+    """Those networks of which the optimizer has a core: the model may hold others."""
+    moved = {id(p) for group in param_groups for p in group["params"]}
+    return [n for n in networks if not moved.isdisjoint(map(id, n.cores))]

@@ -36,3 +36,11 @@ def test_no_tensors_have_no_norms() -> None:
 def test_inner_products_of_half_tensors_do_not_overflow() -> None:
     x = torch.full((4,), 300.0, dtype=torch.float16)
     assert inner_products([x], [x], CPU).tolist() == [360000.0]
+
+
+def test_long_and_short_tensors_keep_their_places() -> None:
+    sizes = [3, 20_000, 5, 30_000, 7]
+    tensors = [torch.full((n,), 2.0) for n in sizes]
+    assert squared_norms(tensors, torch.ones(5, dtype=torch.float64)).tolist() == pytest.approx(
+        [4.0 * n for n in sizes], rel=1e-4
+    )

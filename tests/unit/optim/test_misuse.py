@@ -69,3 +69,11 @@ def test_a_frozen_core_is_not_rescaled(method: str) -> None:
     before = [core.detach().clone() for core in model.cores]
     optimizer.step(lambda: backward(model, optimizer))  # type: ignore[arg-type, return-value]
     assert [torch.equal(core, kept) for core, kept in zip(model.cores, before, strict=True)] == [False, True, False]
+
+
+@pytest.mark.parametrize("scope", ["network", "core"])
+def test_a_scope_needs_only_the_networks_that_the_optimizer_moves(scope: str) -> None:
+    model = torch.nn.ModuleList(distsam.TensorNetwork(distsam.cp((4, 5), 2)) for _ in range(2))
+    sam = distsam.SAM(torch.optim.SGD(model[0].parameters(), lr=0.1), rho=0.1, scope=scope, model=model)
+    assert [n.cores[0] is model[0].cores[0] for n in sam.networks] == [True]
+    sam.step(lambda: backward(model[0], sam))  # type: ignore[arg-type]
