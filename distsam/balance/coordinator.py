@@ -32,8 +32,9 @@ class StepRecord:
         first, second: its passes; second is None for one-pass methods.
         radius: (N,) float64 rho u_k of each core; None without a perturbation.
         growth: (N,) float64 relative change of each core by a rescale, divided by the learning rate; or None.
-        rates: (N,) learning rate of each core's parameter group; None for a skipped or unpublished step.
+        rates: (N,) float64 learning rate of each core's parameter group; None for a skipped or unpublished step.
         num_skipped: skipped steps so far.
+        clipped: () int64, how often a rescale hit its bound so far; None where none has one, or unpublished.
     """
 
     step: int
@@ -41,8 +42,9 @@ class StepRecord:
     second: SecondPass | None
     radius: Tensor | None
     growth: Tensor | None
-    rates: tuple[float, ...] | None
+    rates: Tensor | None
     num_skipped: int
+    clipped: Tensor | None
 
 
 class Measured(Protocol):
@@ -134,9 +136,9 @@ class BalanceCoordinator:
             "balance/<network>/<metric>" with norm_deviation (parameter unit^4), covariance (of s and gamma),
             relative_deviation, max_over_min, predicted_rate, predicted_rate_exact, measured_rate (parameter
             unit^4 per learning rate x step), "balance/<network>/core_norm_sq/<i>", "sam/grad_norm",
-            "sam/loss_gap", "sam/skipped", "train/loss". None where a number does not exist: ratios with a zero
-            core, the loss gap of a one-pass method, and rates before the first step, of a skipped one, and of cores
-            that do not all move at one learning rate.
+            "sam/loss_gap", "sam/skipped", "train/loss", and after a step with DAS "das/clipped". None where a number
+            does not exist: ratios with a zero core, the loss gap of a one-pass method, and rates before the first
+            step, of a skipped one, and of cores that do not all move at one learning rate.
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
@@ -170,11 +172,13 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
         "ascent": None if second is None else second.ascent,
         "radius": record.radius,
         "growth": record.growth,
+        "rates": record.rates,
+        "clipped": record.clipped,
     }
     copied: dict[str, Any] = {
         name: None if value is None else value.to("cpu", non_blocking=non_blocking) for name, value in on_device.items()
     }
-    return {**copied, "rates": record.rates, "num_skipped": record.num_skipped}
+    return {**copied, "num_skipped": record.num_skipped}
 
 
 def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
@@ -188,6 +192,8 @@ def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNet
             "sam/loss_gap": None if loss is None or perturbed is None else _number(perturbed - loss),
             "sam/skipped": host["num_skipped"],
         }
+        if host["clipped"] is not None:
+            numbers["das/clipped"] = int(host["clipped"])
     for network, cores in _by_network(networks):
         numbers.update(_balance(network.name, after[cores]))
         rates = (None,) * len(RATES) if host is None else _rates(host, after[cores], cores)
@@ -215,7 +221,7 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
     if host["radius"] is not None:
         first_order += host["radius"][cores] * gamma
         exact += host["ascent"][cores]
-    rates = set() if host["rates"] is None else set(host["rates"][cores])
+    rates = set() if host["rates"] is None else set(host["rates"][cores].tolist())
     if len(rates) != 1:
         # The laws are those of cores that all move, at one rate.
         return covariance(s, gamma), None, None, None

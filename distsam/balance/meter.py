@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from distsam.balance.norms import inner_products, squared_norms
 from distsam.sharding import LocalPieces, averagers_of, local_tensor
@@ -77,7 +78,7 @@ class Meter:
             not in `params` only the norm is measured: its gradient is nobody's business here.
 
     Raises:
-        ValueError: a core in two networks, nothing to measure, or parameters on several devices.
+        ValueError: a core in two networks, nothing to measure, a complex parameter, or parameters on several devices.
     """
 
     def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
@@ -93,6 +94,8 @@ class Meter:
         self.position = {id(core): k for k, core in enumerate(self.cores)}
         if not self.params:
             raise ValueError("nothing to measure: no parameter and no network was given")
+        if any(p.is_complex() for p in self.params):
+            raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
         self.pieces = LocalPieces(self.params)
         self._averagers = averagers_of(self.params)
         devices = sorted({str(local_tensor(p).device) for p in self.params})
@@ -197,7 +200,11 @@ class Meter:
 
     def _share(self, loss: Tensor | float | None) -> Tensor:
         """(1,) float64: this rank's share of the mean loss."""
+        if isinstance(loss, DTensor):
+            loss = loss.full_tensor()
         if isinstance(loss, Tensor):
+            if loss.numel() != 1:
+                raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
             return loss.detach().reshape(1).to(self._counts) / world_size()
         return self._scalar(0.0 if loss is None else loss / world_size())
 

@@ -29,7 +29,7 @@ def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = Fa
         return torch.zeros_like(counts)
     is_wide = is_exact or torch.float64 in {t.dtype for t in tensors}
     # CUDA's kernel works in short rows by itself; float64 needs none.
-    is_cut = not is_wide and not counts.is_cuda
+    is_cut = not is_wide and counts.device.type == "cpu"
     long = {i: _long_norm(t) for i, t in enumerate(tensors) if is_cut and t.numel() > LONG}
     short = [t for i, t in enumerate(tensors) if i not in long]
     norms = list(torch._foreach_norm(short, 2, dtype=torch.float64 if is_wide else torch.float32)) if short else []

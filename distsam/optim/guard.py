@@ -73,7 +73,13 @@ class StepGuard:
         return {**self.__dict__, "_meter": None}
 
     def first_pass(self, loss: Tensor | float | None) -> tuple[FirstPass, list[Tensor | None]]:
-        """Measure the pass at the current weights. Collectives: one, as in Meter.first_pass."""
+        """Measure the pass at the current weights. Collectives: one, as in Meter.first_pass.
+
+        Raises:
+            RuntimeError: another optimizer wraps this one, and its step is the one to take.
+        """
+        if self.is_inner:
+            raise RuntimeError("this optimizer is wrapped by another: call step of the outermost one")
         coordinator = self._coordinator
         wants_norms = any(w.networks for w in self._owner.chain())
         if coordinator is not None:
@@ -102,25 +108,29 @@ class StepGuard:
             TrainingDiverged: too many skipped steps in a row, on all ranks together.
         """
         if self._coordinator is not None:
-            growths = [w.growth for w in self._owner.chain() if w.growth is not None and self._accepted]
-            record = StepRecord(
-                step=self.num_steps + 1,
-                first=first,
-                second=second,
-                radius=radius,
-                growth=torch.stack(growths).sum(0) if growths else None,
-                rates=core_rates(self._owner.param_groups, self.meter.cores)
-                if self.is_due and self._accepted
-                else None,
-                num_skipped=self.num_skipped,
-            )
-            self._coordinator.on_step(record)
+            self._coordinator.on_step(self._record(first, second, radius))
         self.num_steps += 1
         if self.num_in_a_row >= self._max_skipped:
             raise TrainingDiverged(
                 f"step {self.num_steps}: the loss or a gradient was not finite in {self.num_in_a_row} steps in a "
                 "row; the weights are those of the last good step; lower optim.lr, optim.rho or optim.alpha"
             )
+
+    def _record(self, first: FirstPass, second: SecondPass | None, radius: Tensor | None) -> StepRecord:
+        chain = list(self._owner.chain())
+        growths = [w.growth for w in chain if w.growth is not None and self._accepted]
+        clipped = [w.clipped for w in chain if w.clipped is not None] if self.is_due else []
+        is_known = self.is_due and self._accepted
+        return StepRecord(
+            step=self.num_steps + 1,
+            first=first,
+            second=second,
+            radius=radius,
+            growth=torch.stack(growths).sum(0) if growths else None,
+            rates=core_rates(self._owner.param_groups, self.meter.cores) if is_known else None,
+            num_skipped=self.num_skipped,
+            clipped=torch.stack(clipped).sum(0) if clipped else None,
+        )
 
     def counters(self) -> dict[str, int]:
         """What a checkpoint must keep."""
@@ -158,7 +168,16 @@ class StepGuard:
         return wanted
 
 
-def core_rates(param_groups: Sequence[dict[str, Any]], cores: Sequence[nn.Parameter]) -> tuple[float, ...]:
-    """The learning rate of each core's parameter group; 0 for a core that the optimizer does not move, or frozen."""
-    rates = {id(p): float(group["lr"]) for group in param_groups for p in group["params"] if p.requires_grad}
-    return tuple(rates.get(id(core), 0.0) for core in cores)
+def core_rates(param_groups: Sequence[dict[str, Any]], cores: Sequence[nn.Parameter]) -> Tensor:
+    """(N,) float64 learning rates of each core's parameter group; 0 for a core that the optimizer does not move, or
+    frozen. On the host, or, so that nothing waits, on the accelerator where one of them lives there.
+    """
+    rates = {id(p): group["lr"] for group in param_groups for p in group["params"] if p.requires_grad}
+    found = [rates.get(id(core), 0.0) for core in cores]
+    devices = {r.device for r in found if isinstance(r, Tensor) and r.device.type != "cpu"}
+    if not devices:
+        return torch.tensor([float(r) for r in found], dtype=torch.float64)
+    here = torch.zeros(len(found), dtype=torch.float64, device=devices.pop())
+    for place, rate in zip(here, found, strict=True):
+        place += rate.detach() if isinstance(rate, Tensor) else rate
+    return here

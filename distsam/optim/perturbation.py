@@ -42,7 +42,7 @@ class Perturbation:
             return core_scales
         self._make_room(pieces, is_moved, weights)
         self.is_inside = True
-        if scales.is_cuda:
+        if scales.device.type != "cpu":
             self._move_on_device(weights, steps, list(compress(scales.unbind(), is_moved)) if scales.dim() else scales)
             return torch.ones_like(core_scales)
         self._move_on_cpu(weights, steps, list(compress(scales.tolist(), is_moved)) if scales.dim() else float(scales))

@@ -1,11 +1,12 @@
 """DAS and BAR: core norms balanced explicitly, by one factor per core before the base step.
 
 Legend: s_k = ||G_k||^2, g_k its gradient, gamma_k = ||g_k||^2, u = 1 / ||g||, eta learning rate, K cores of a network.
-All quantities are (M, K) float64: M networks, padded to the largest K with cores that do not count.
+All quantities are (M, K) float64: M networks, padded to the largest K. Padding and frozen cores do not count.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Iterable
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -13,49 +14,18 @@ from torch.optim import Optimizer
 
 from distsam.balance import FirstPass
 from distsam.optim.guard import core_rates
+from distsam.optim.table import NetworkTable, TableCache
 from distsam.optim.wrapper import OnePass, descend
 from distsam.sharding import local_tensor
 from distsam.tensornet import CoreNetwork
 
 NORMS = ("cores", "global", "network")
 RULES = ("nbar", "obar")
-# Cores start with equal norms; what is left of a difference then is the rounding of sums, which depends on the
-# number of ranks. float64 sums over shards agree to a few times 1e-16 per rank: below this they are a tie.
+# What sums over shards leave of a difference between equal norms depends on the number of ranks: a few times 1e-16 per
+# rank, since they are summed in float64. Below this it is a tie. float32 cores that were drawn with equal norms differ
+# by their own rounding, 1e-8, alike on every number of ranks: that is a difference.
 TIE = 1e-12
 HUGE = 1e150
-
-
-@dataclass(frozen=True)
-class _Table:
-    """How the flat vectors of the measured cores fold into networks, and back.
-
-    index: (M, K) position of each core in the measured vectors; is_core: (M, K) False on padding;
-    members: (n,) places in the flattened (M, K) that are cores; targets: (n,) their measured positions.
-    """
-
-    index: Tensor
-    is_core: Tensor
-    members: Tensor
-    targets: Tensor
-
-    @classmethod
-    def of(cls, networks: Sequence[CoreNetwork], first: FirstPass) -> "_Table":
-        width = max(len(n.cores) for n in networks)
-        device = first.gamma.device
-        rows = [[first.position[id(core)] for core in n.cores] for n in networks]
-        flat = [i * width + j for i, row in enumerate(rows) for j in range(len(row))]
-        is_core = [[j < len(row) for j in range(width)] for row in rows]
-        return cls(
-            torch.tensor([row + [row[0]] * (width - len(row)) for row in rows], device=device),
-            torch.tensor(is_core, device=device),
-            torch.tensor(flat, device=device),
-            torch.tensor([k for row in rows for k in row], device=device),
-        )
-
-    def mean(self, values: Tensor) -> Tensor:
-        """(M, 1) mean over each network's cores."""
-        total = values.where(self.is_core, 0.0).sum(1, keepdim=True)
-        return total / self.is_core.sum(1, keepdim=True)
 
 
 class _Rescale(OnePass):
@@ -76,8 +46,7 @@ class _Rescale(OnePass):
         if not self._networks:
             raise ValueError("networks is empty: pass core_networks(model), taken after the model was sharded")
         self.alpha = alpha
-        self._table: _Table | None = None
-        self._position: Mapping[int, int] | None = None
+        self._tables = TableCache(self._networks)
         self._growth: Tensor | None = None
 
     @property
@@ -92,35 +61,38 @@ class _Rescale(OnePass):
 
     def apply(self, first: FirstPass) -> None:
         """Rescale the cores by what the first pass measured, then the base's step."""
-        if self._table is None or self._position is not first.position:
-            self._table, self._position = _Table.of(self._networks, first), first.position
-        rate = self._learning_rate(first)
-        growth = self._bounded(self._wanted_growth(first, self._table), rate).reshape(-1)[self._table.members]
-        self._growth = torch.zeros_like(first.gamma).index_copy_(0, self._table.targets, growth)
-        flat_rate = rate.reshape(-1)[self._table.members] if isinstance(rate, Tensor) else rate
-        self._scale_cores(1 + flat_rate * growth)
+        cores = [core for n in self._networks for core in n.cores]
+        moved = {id(p) for group in self.param_groups for p in group["params"] if p.requires_grad}
+        is_moved = tuple(id(core) in moved for core in cores)
+        self._growth = None
+        if any(is_moved):
+            table = self._tables.get(first, is_moved)
+            rate = self._learning_rate(cores, table, is_moved)
+            growth = self._bounded(self._wanted_growth(first, table), rate)
+            self._growth = table.unfold(growth, torch.zeros_like(first.gamma))
+            self._scale_cores(cores, 1 + table.members_of(rate * growth))
         descend(self.base, first)
 
-    def _wanted_growth(self, first: FirstPass, table: _Table) -> Tensor:
-        raise AssertionError("a rescale says how its cores grow")
+    @abstractmethod
+    def _wanted_growth(self, first: FirstPass, table: NetworkTable) -> Tensor:
+        """(M, K) relative change of each core per learning rate, 0 where a core does not count."""
 
     def _bounded(self, growth: Tensor, rate: Tensor | float) -> Tensor:
         return growth
 
-    def _learning_rate(self, first: FirstPass) -> Tensor | float:
-        """One number where all cores share it (no copy to the device), else (M, K)."""
-        assert self._table is not None
-        rates = core_rates(self.param_groups, [core for n in self._networks for core in n.cores])
-        if len(set(rates)) == 1:
-            return rates[0]
-        spread = torch.zeros(self._table.index.numel(), dtype=torch.float64)
-        spread[self._table.members.cpu()] = torch.tensor(rates, dtype=torch.float64)
-        return spread.view(self._table.index.shape).to(first.gamma.device)
+    def _learning_rate(
+        self, cores: list[nn.Parameter], table: NetworkTable, is_moved: tuple[bool, ...]
+    ) -> Tensor | float:
+        """One number where all cores that move share it and the host knows it, else (M, K)."""
+        rates = core_rates(self.param_groups, cores)
+        if rates.device.type == "cpu" and len(shared := set(compress(rates.tolist(), is_moved))) == 1:
+            return shared.pop()
+        # Of a few bytes, which the driver takes before it returns: the host does not wait.
+        return table.spread(rates.to(table.index.device, non_blocking=True))
 
     @torch.no_grad()
-    def _scale_cores(self, factors: Tensor) -> None:
-        cores = [local_tensor(core) for n in self._networks for core in n.cores]
-        torch._foreach_mul_(cores, list(factors.unbind()))
+    def _scale_cores(self, cores: list[nn.Parameter], factors: Tensor) -> None:
+        torch._foreach_mul_([local_tensor(core) for core in cores], list(factors.unbind()))
 
 
 class DAS(_Rescale):
@@ -173,22 +145,25 @@ class DAS(_Rescale):
         self._clipped_before += count
 
     @property
+    def clipped(self) -> Tensor | None:
+        """() int64 on the device: how many times a network hit lambda_max; None before the first step."""
+        return None if self._num_clipped is None else self._num_clipped + self._clipped_before
+
+    @property
     def num_clipped(self) -> int:
         """How many times a network hit lambda_max; reading it waits for the device."""
-        now = 0 if self._num_clipped is None else int(self._num_clipped)
-        return self._clipped_before + now
+        return self._clipped_before if self._num_clipped is None else int(self._num_clipped) + self._clipped_before
 
-    def _wanted_growth(self, first: FirstPass, table: _Table) -> Tensor:
+    def _wanted_growth(self, first: FirstPass, table: NetworkTable) -> Tensor:
         assert first.core_norms_sq is not None
-        gamma, s = first.gamma[table.index], first.core_norms_sq[table.index]
-        if self.norm == "global":
-            norm_sq = first.grad_norm_sq.expand(1, 1)
-        else:
-            norm_sq = gamma.where(table.is_core, 0.0).sum(1, keepdim=True)
-            if self.norm == "cores":
-                norm_sq = norm_sq.sum(0, keepdim=True)
+        gamma, s = table.fold(first.gamma), table.fold(first.core_norms_sq)
+        norm_sq = first.grad_norm_sq.expand(1, 1)
+        if self.norm != "global":
+            norm_sq = gamma.sum(1, keepdim=True)
+        if self.norm == "cores":
+            norm_sq = norm_sq.sum(0, keepdim=True)
         growth = self.alpha * norm_sq.rsqrt() * (gamma - table.mean(gamma)) / s
-        growth = growth.where(table.is_core & (s > 0) & (norm_sq > 0), 0.0)
+        growth = growth.where(table.counts & (s > 0) & (norm_sq > 0), 0.0)
         # A core that has all but vanished: finite, so that the bound can scale it down.
         return growth.clamp(-HUGE, HUGE)
 
@@ -233,10 +208,9 @@ class BAR(_Rescale):
             raise ValueError(f"rule={rule!r}: use one of {', '.join(RULES)}")
         self.rule = rule
 
-    def _wanted_growth(self, first: FirstPass, table: _Table) -> Tensor:
+    def _wanted_growth(self, first: FirstPass, table: NetworkTable) -> Tensor:
         assert first.core_norms_sq is not None
-        compared = first.gamma if self.rule == "nbar" else -first.core_norms_sq
-        values = compared[table.index]
-        away = values - table.mean(values)
-        sign = torch.sign(away).where(away.abs() > TIE * values.abs(), 0.0)
-        return (self.alpha * sign).where(table.is_core, 0.0)
+        compared = table.fold(first.gamma if self.rule == "nbar" else -first.core_norms_sq)
+        away = compared - table.mean(compared)
+        is_tied = away.abs() <= TIE * compared.abs()
+        return (self.alpha * away.sign()).where(table.counts & ~is_tied, 0.0)

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from distsam.balance import FirstPass
 from distsam.optim.perturbation import Perturbation
 from distsam.optim.replay import Replay
+from distsam.optim.table import TableCache
 from distsam.optim.wrapper import Closure, Wrapper, descend
 from distsam.sharding import discard_pass
 from distsam.tensornet import CoreNetwork, core_networks
@@ -69,6 +70,7 @@ class SAM(Wrapper):
         self._scope_networks = (
             () if scope == "global" or model is None else tuple(_moved(core_networks(model), self.param_groups))
         )
+        self._tables = TableCache(self._scope_networks)
         self._perturbation = Perturbation()
         self._pending: tuple[FirstPass, Tensor, Sequence[Tensor | None], Tensor] | None = None
 
@@ -81,12 +83,16 @@ class SAM(Wrapper):
         """Move the weights by the gradients in place, those of the perturbed point."""
         descend(self.base, first)
 
-    def step(self, closure: Closure | None = None) -> Tensor | float | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, perturbed_loss: Tensor | float | None = None
+    ) -> Tensor | float | None:
         """One SAM step.
 
         Args:
             closure: zeroes the gradients, runs forward and backward, returns the loss; called twice. Without one,
                 `with sam.perturbed():` has done both passes, and this finishes the step.
+            perturbed_loss: without a closure, this rank's loss of the second pass, if it is to be reported; on every
+                rank or on none.
 
         Returns:
             What the closure returned at the unperturbed weights: this rank's loss.
@@ -96,7 +102,7 @@ class SAM(Wrapper):
             TrainingDiverged: too many skipped steps in a row.
         """
         if closure is None:
-            self._finish(None)
+            self._finish(perturbed_loss)
             return None
         with self._replay.recording():
             loss = self.evaluate(closure)
@@ -110,7 +116,8 @@ class SAM(Wrapper):
         """Weights at w + epsilon inside, w again afterwards, bit for bit, whatever happens inside.
 
         For loops without a closure: backward; `with sam.perturbed(): backward again`; `sam.step()`. On entry the
-        first pass is measured and `.grad` is emptied; inside, run forward and backward on the same batch.
+        first pass is measured and `.grad` is emptied; inside, run forward and backward on the same batch. The two
+        losses are reported, and looked at for being finite, if they are given to `perturbed` and `step`.
 
         Args:
             loss: this rank's loss at w, if it is to be reported; on every rank or on none.
@@ -162,10 +169,9 @@ class SAM(Wrapper):
             return radius.expand_as(first.gamma), radius
         norms_sq = first.gamma
         if self.scope == "network":
-            sums = [first.gamma[[first.position[id(c)] for c in n.cores]].sum() for n in self._scope_networks]
-            norms_sq = first.gamma.clone()
-            for network, total in zip(self._scope_networks, sums, strict=True):
-                norms_sq[[first.position[id(c)] for c in network.cores]] = total
+            table = self._tables.get(first, (True,) * sum(len(n.cores) for n in self._scope_networks))
+            gamma = table.fold(first.gamma)
+            norms_sq = table.unfold(gamma.sum(1, keepdim=True).expand_as(gamma), first.gamma)
         return self._radius(norms_sq), self._radius(first.gamma_rest)
 
     def _radius(self, norm_sq: Tensor) -> Tensor:

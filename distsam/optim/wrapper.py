@@ -1,7 +1,7 @@
 """An optimizer around an optimizer: shared groups and state, one guarded step, composition by `apply`."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Wrapper(Optimizer):
             raise TypeError("base_optimizer=LBFGS: it evaluates its closure itself; use a first-order optimizer")
         if isinstance(base_optimizer, Wrapper) and not isinstance(base_optimizer, OnePass):
             raise TypeError("SAM inside another optimizer: put SAM outermost, as SAM(DAS(base))")
+        _check_groups(base_optimizer.param_groups)
         self.base = base_optimizer
         # Not Optimizer.__init__: it would give this object groups and a state of its own.
         self.__setstate__({"defaults": base_optimizer.defaults})
@@ -76,6 +77,7 @@ class Wrapper(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it is measured from the next step on."""
+        _check_groups([param_group])
         self.base.add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -142,8 +144,13 @@ class Wrapper(Optimizer):
             wrapper.restore_clipped(counters["num_clipped"] - self.num_clipped_in_chain)
 
     @property
+    def clipped(self) -> Tensor | None:
+        """() int64 on the device: how many times a rescale of this wrapper hit its bound; None if it has none."""
+        return None
+
+    @property
     def num_clipped(self) -> int:
-        """How many times a rescale of this wrapper hit its bound."""
+        """The same on the host."""
         return 0
 
     @property
@@ -195,6 +202,11 @@ class Plain(OnePass):
     def apply(self, first: FirstPass) -> None:
         """The base's step."""
         descend(self.base, first)
+
+
+def _check_groups(param_groups: Iterable[dict[str, Any]]) -> None:
+    if any(group.get("maximize") for group in param_groups):
+        raise ValueError("maximize=True: sharpness is that of a loss; minimise the negative of what is to grow")
 
 
 def descend(base: Optimizer, first: FirstPass) -> None:

@@ -8,6 +8,7 @@ from torch.distributed.tensor import Shard
 from distsam.errors import InputError
 from distsam.sharding.collectives import broadcast_from_first_, new_world_group, world_size
 from distsam.sharding.gathered import remember
+from distsam.sharding.groups import shard_groups
 from distsam.sharding.plan import ShardPlan, plan_shards
 from distsam.sharding.replicate import GradientAverager
 from distsam.sharding.world import check_plan_name
@@ -18,7 +19,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     """Place `model` on `mesh` by `plan`, in place; every rank then starts from rank 0's weights.
 
     From here on a backward leaves gradients that are averaged over all ranks of the mesh. Build the optimizer
-    afterwards: FSDP2 replaces the parameters by DTensors.
+    afterwards: FSDP2 replaces the parameters by DTensors. Make copies before: FSDP2 refuses a deepcopy, and one of a
+    replicated model averages nothing.
 
     Args:
         model: a module, with its full weights, on the mesh's device.
@@ -37,11 +39,12 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
 
     Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
         whole. Afterwards per pass: "fsdp" one all-gather per
-        network forward, one all-gather and one reduce-scatter backward (and one all-reduce on a 2-D mesh);
+        call of a network forward, one all-gather and one reduce-scatter backward (and one all-reduce on a 2-D mesh);
         whole parameters one all-reduce per 25 MiB backward. Every rank calls it.
 
     Raises:
-        InputError: a plan that the mesh or the model cannot serve, or one made for another mesh or model.
+        InputError: a plan that the mesh or the model cannot serve, or one made for another mesh or model; under "fsdp"
+            a parameter to be sharded that two networks share, or of another dtype than others of its network.
     """
     if isinstance(plan, str):
         check_plan_name(plan)
@@ -55,8 +58,12 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     if isinstance(plan, str):
         plan = plan_shards(shapes, plan, tuple(mesh.shape))
-    if plan.mesh_shape != tuple(mesh.shape) or dict(plan.shapes) != shapes:
-        raise InputError(f"sharding plan made for mesh {plan.mesh_shape}: it is not of this mesh and model")
+    if plan.mesh_shape != tuple(mesh.shape):
+        raise InputError(f"sharding plan made for a mesh of {plan.mesh_shape}: this one is {tuple(mesh.shape)}")
+    for name in {**dict(plan.shapes), **shapes}:
+        planned, found = dict(plan.shapes).get(name), shapes.get(name)
+        if planned != found:
+            raise InputError(f"sharding plan made for {name} of shape {planned}: the model has {found}")
     broadcast_from_first_([*(p.detach() for p in model.parameters()), *model.buffers()])
     return _apply(model, mesh, plan)
 
@@ -75,25 +82,15 @@ def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> nn.Module:
 
 
 def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:
-    """One FSDP2 group per network, the rest of the model in the root's group, if there is a rest."""
-
     def placement(param: nn.Parameter) -> Shard:
         dim = dims[id(param)]
         assert dim is not None
         return Shard(dim)
 
-    networks = [m for m in model.modules() if isinstance(m, TensorNetwork)]
-    covered = {id(p) for m in networks for p in m.parameters()}
-    rest = [n for n, p in model.named_parameters() if id(p) not in covered and dims[id(p)] is not None]
-    if rest and isinstance(model, nn.ModuleDict | nn.ModuleList):
-        raise InputError(
-            f"sharding.plan=fsdp: {rest[0]} belongs to no tensor network and a {type(model).__name__} has no forward "
-            "in which to gather it; put them into a module with a forward, or use sharding.plan=replicate"
-        )
-    # A root that owns nothing is not wrapped: FSDP2 would forbid calling a network before the root's forward.
-    for module in [*networks, model] if rest else networks:
+    for group in shard_groups(model, whole):
         # Always reshard after forward: an evaluation that leaves whole weights behind would make the next
         # forward skip its all-gather, and with it a perturbation of the shards.
+        module = group.module
         fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=placement, ignored_params=whole)
         if isinstance(module, TensorNetwork):
             for method in ("at", "dense"):

@@ -23,7 +23,7 @@ class LocalPieces:
         params: P parameters, sharded in any way, the same list on every rank.
 
     Raises:
-        ValueError: a parameter is Partial; reduce it first.
+        ValueError: a parameter is Partial, or lives on a mesh without rank 0 (raised there).
     """
 
     def __init__(self, params: Sequence[nn.Parameter]) -> None:
@@ -68,6 +68,8 @@ def _owns(param: nn.Parameter) -> bool:
     if any(isinstance(placement, Partial) for placement in param.placements):
         raise ValueError("a parameter has a Partial placement: reduce it before it is measured")
     if coordinate is None:
+        if rank() == 0:
+            raise ValueError("a parameter lives on a mesh without rank 0: every parameter must have a copy there")
         return False
     for placement, position in zip(param.placements, coordinate, strict=True):
         if isinstance(placement, Replicate) and position != 0:

@@ -16,12 +16,33 @@ class ShardPlan:
         mesh_shape: sizes of the mesh axes: (shard,) or (replicate, shard); (replicate,) for "replicate".
         shapes: (parameter, full shape) in the model's order.
         dims: (parameter, dim that the shard axis divides); None is a parameter that every rank holds whole.
+
+    Raises:
+        InputError: an unknown name, a dim for a parameter that is not there or for none, or one that does not exist,
+            is not divided, or is cut under "replicate".
     """
 
     name: str
     mesh_shape: tuple[int, ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     dims: tuple[tuple[str, int | None], ...]
+
+    def __post_init__(self) -> None:
+        check_plan_name(self.name)
+        if not self.mesh_shape or [name for name, _ in self.dims] != [name for name, _ in self.shapes]:
+            raise InputError(
+                f"sharding plan on a mesh of {self.mesh_shape}: it needs an axis, and a dim or None for each parameter"
+            )
+        for name, shape in self.shapes:
+            dim = self.dim_of(name)
+            if dim is not None and not self._can_cut(shape, dim):
+                raise InputError(
+                    f"sharding plan {self.name}: {name} of shape {shape} cannot be cut along dim {dim} into "
+                    f"{self.num_shards} pieces; use a dim that they divide, or None"
+                )
+
+    def _can_cut(self, shape: tuple[int, ...], dim: int) -> bool:
+        return self.name != "replicate" and 0 <= dim < len(shape) and shape[dim] % self.num_shards == 0
 
     @property
     def num_shards(self) -> int:

@@ -111,6 +111,8 @@ class GradientAverager:
             counts = counts.new_tensor(is_there)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.sent]
         bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts])
+        # Before the sum, which float16 might not hold.
+        bucket.buffer[: -len(counts)].div_(world_size())
         bucket.wait = start_all_reduce_sum_(bucket.buffer, self._group)
 
     @torch.no_grad()
@@ -152,7 +154,6 @@ def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> None:
     """Put the means in place of the gradients; None where no rank has one."""
     *pieces, counts = buffer.split([*(p.numel() for p in params), len(params)])
     means = [x.view_as(p) for x, p in zip(pieces, params, strict=True)]
-    torch._foreach_div_(means, world_size())
     if any(p.grad is None for p in params):
         for param, mean, count in zip(params, means, counts.tolist(), strict=True):
             if param.grad is None and count > 0:

@@ -46,7 +46,9 @@ def _columns(group: GroupPlan, table: Tensor) -> Tensor:
 def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
     if indices.device.type != "cpu":
         # A combined row could fall back into the table: such entries get a row that torch's assertion refuses.
-        outside = (indices < 0) | (indices >= torch.tensor(shape, device=indices.device))
+        # Mode by mode: a tensor of the sizes would be copied there, and the host would wait.
+        columns = zip(indices.unbind(1), shape, strict=True)
+        outside = torch.stack([(column < 0) | (column >= size) for column, size in columns], 1)
         return torch.where(outside.any(1, keepdim=True), -1, indices)
     if indices.numel():
         lowest, highest = (bound.tolist() for bound in torch.aminmax(indices, dim=0))

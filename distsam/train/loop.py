@@ -148,7 +148,7 @@ class TrainingLoop:
         now = time.perf_counter()
         steps, seconds = step - self._last_row[0], now - self._last_row[1]
         self._last_row = (step, now)
-        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s, **self.job.counts()}
+        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s}
         if is_evaluated:
             numbers.update(self.state.scores)
         self._book.open(step, numbers, waits=is_logged)

@@ -1,5 +1,6 @@
 """What runs on every rank where something goes wrong: bad gradients, passes that raise, gradients that are missing."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -49,36 +50,48 @@ def step_with_bad_gradient(plan: str, method: str, bad_pass: int, num_bad: int) 
     }
 
 
-def raise_in_pass(plan: str, which: int, where: str) -> dict[str, Any]:
+class Accident:
+    """A closure that is `closure` until pass number `which`, which raises inside a network, in `where`."""
+
+    def __init__(self, model: nn.Module, closure: Callable[[], Tensor], which: int, where: str) -> None:
+        self.model, self.closure, self.which, self.where = model, closure, which, where
+        self.calls = 0
+        self.had_gradient: list[bool] = []
+
+    def __call__(self) -> Tensor:
+        self.calls += 1
+        if self.calls < self.which:
+            return self.closure()
+        indices, _ = entries(torch.float64)
+        self.model.zero_grad()
+        if self.where == "forward":
+            return self.model(indices + 1000).sum()
+        # The hook comes late: backward has been through the second network and the bias by then.
+        early = self.model.first.at(indices)
+        early.register_hook(self._raise_late)
+        (early + self.model.second.at(indices) + self.model.bias.sum()).square().sum().backward()
+        raise AssertionError("nothing raised")
+
+    def _raise_late(self, _: Tensor) -> None:
+        self.had_gradient = [p.grad is not None for p in self.model.parameters()]
+        raise IndexError("in backward")
+
+
+def raise_in_pass(plan: str, which: int, where: str, is_by_hand: bool) -> dict[str, Any]:
     """A step one of whose passes raises on every rank, inside a network; then a good step, and the same without."""
     model, optimizer, closure = build(plan, 1, torch.float64, "sam")
     optimizer.step(closure)
     indices, _ = entries(torch.float64)
     before = model(indices).detach().numpy().copy()
-    calls = 0
-    has_gradient: list[bool] = []
-
-    def raise_late(_: Tensor) -> None:
-        has_gradient.extend(p.grad is not None for p in model.parameters())
-        raise IndexError("in backward")
-
-    def raising() -> Tensor:
-        nonlocal calls
-        calls += 1
-        if calls < which:
-            return closure()
-        if where == "forward":
-            return model(indices + 1000).sum()
-        optimizer.zero_grad()
-        # The hook comes late: backward has been through the second network and the bias by then.
-        early = model.first.at(indices)
-        early.register_hook(raise_late)
-        (early + model.second.at(indices) + model.bias.sum()).square().sum().backward()
-        raise AssertionError("nothing raised")
-
+    accident = Accident(model, closure, which, where)
     error = ""
     try:
-        optimizer.step(raising)
+        if is_by_hand:
+            accident()
+            with optimizer.perturbed():
+                accident()
+        else:
+            optimizer.step(accident)
     except IndexError as raised:
         error = str(raised)
     after = model(indices).detach().numpy().copy()
@@ -89,7 +102,7 @@ def raise_in_pass(plan: str, which: int, where: str) -> dict[str, Any]:
     pairs = zip(model.parameters(), undisturbed.parameters(), strict=True)
     return {
         "error": error,
-        "is_half_done": any(has_gradient) and not all(has_gradient),
+        "is_half_done": any(accident.had_gradient) and not all(accident.had_gradient),
         "is_same": bool(np.array_equal(before, after)),
         "is_undisturbed": all(np.array_equal(full(p), full(q)) for p, q in pairs),
     }

@@ -35,13 +35,15 @@ def test_ten_skipped_steps_in_a_row_end_the_run_on_all_ranks(two_ranks: RankPool
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize(("which", "is_by_hand"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("plan", ["replicate", "fsdp"])
-def test_a_pass_that_raised_leaves_nothing_behind(two_ranks: RankPool, plan: str, which: int, where: str) -> None:
+def test_a_pass_that_raised_leaves_nothing_behind(
+    two_ranks: RankPool, plan: str, which: int, is_by_hand: bool, where: str
+) -> None:
     """FSDP2 kept the gathered, perturbed weights of the pass that was cut off, though the shards were restored."""
     if (plan, where) == ("fsdp", "backward") and not hasattr(FSDPModule, "reset_iter_state"):
         pytest.skip("FSDP2 can forget a half-done backward from torch 2.13 on")
-    for answer in two_ranks.run(raise_in_pass, plan, which, where):
+    for answer in two_ranks.run(raise_in_pass, plan, which, where, is_by_hand):
         assert answer["error"]
         # In a backward some gradients had come; they must not count in the next one.
         assert answer["is_half_done"] == (where == "backward")

@@ -77,3 +77,58 @@ def test_a_scope_needs_only_the_networks_that_the_optimizer_moves(scope: str) ->
     sam = distsam.SAM(torch.optim.SGD(model[0].parameters(), lr=0.1), rho=0.1, scope=scope, model=model)
     assert [n.cores[0] is model[0].cores[0] for n in sam.networks] == [True]
     sam.step(lambda: backward(model[0], sam))  # type: ignore[arg-type]
+
+
+def test_maximize_is_refused_at_the_start_and_in_a_group_added_later() -> None:
+    """The base went up, epsilon was that of going down, and every published rate had the wrong sign."""
+    model, optimizer = build("das")
+    with pytest.raises(ValueError, match="maximize=True"):
+        distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1, maximize=True))
+    with pytest.raises(ValueError, match="maximize=True"):
+        optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(1))], "maximize": True})
+
+
+def test_the_step_of_a_wrapped_optimizer_is_refused() -> None:
+    model, das = build("das")
+    distsam.SAM(das)
+    with pytest.raises(RuntimeError, match="outermost"):
+        das.step(lambda: backward(model, das))  # type: ignore[arg-type, return-value]
+
+
+def test_a_loss_of_many_numbers_is_refused() -> None:
+    model, sam = build()
+    with pytest.raises(ValueError, match=r"a loss of shape \(2,\)"):
+        sam.step(lambda: backward(model, sam).expand(2))  # type: ignore[arg-type, return-value]
+
+
+def test_complex_parameters_are_refused() -> None:
+    param = torch.nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    sam = distsam.SAM(torch.optim.SGD([param], lr=0.1))
+    param.grad = torch.ones_like(param)
+    with pytest.raises(ValueError, match="complex"), sam.perturbed():
+        pass
+
+
+@pytest.mark.parametrize("method", ["das", "nbar", "obar"])
+def test_a_frozen_core_does_not_count_in_the_mean(method: str) -> None:
+    """Its zero gradient made every other core one that is above average."""
+    networks = []
+    for is_frozen in (True, False):
+        torch.manual_seed(0)
+        model, optimizer = build(method)
+        cores = list(model.cores)
+        if is_frozen:
+            cores[2].requires_grad_(False)
+        else:
+            optimizer = build_on(method, cores[:2])
+        optimizer.step(lambda m=model, o=optimizer: backward(m, o))  # type: ignore[misc]
+        networks.append([core.detach() for core in cores[:2]])
+    for frozen, left_out in zip(*networks, strict=True):
+        torch.testing.assert_close(frozen, left_out, rtol=1e-6, atol=0)
+
+
+def build_on(method: str, cores: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    base, networks = torch.optim.SGD(cores, lr=0.1), [distsam.CoreNetwork("part", tuple(cores))]
+    if method == "das":
+        return distsam.DAS(base, networks, alpha=0.5)
+    return distsam.BAR(base, networks, alpha=0.5, rule=method)

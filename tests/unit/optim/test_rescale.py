@@ -3,41 +3,10 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from two_networks import ETA, TwoNetworks, after_one_step, squares
 
 import distsam
 from distsam.balance import norm_deviation
-
-SHAPE = (5, 4, 6)
-ETA = 1e-3
-
-
-class TwoNetworks(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        tucker, tt = distsam.tucker(SHAPE, (3, 2, 4)), distsam.tt(SHAPE, 3)
-        self.a = distsam.TensorNetwork(tucker, norms=(4, 1, 2, 3), generator=generator, dtype=torch.float64)
-        self.b = distsam.TensorNetwork(tt, norms=(1, 3, 2), generator=generator, dtype=torch.float64)
-        self.bias = nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
-
-    def loss(self) -> Tensor:
-        target = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-        return (self.a.dense() + self.b.dense() + self.bias - target).square().sum()
-
-
-def squares(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([t.square().sum() for t in tensors])
-
-
-def after_one_step(model: TwoNetworks, optimizer: torch.optim.Optimizer) -> list[list[Tensor]]:
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = model.loss()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return [[c.detach().clone() for c in n.cores] for n in distsam.core_networks(model)]
 
 
 @pytest.mark.parametrize("norm", ["cores", "global", "network"])
@@ -92,6 +61,18 @@ def test_lambda_is_bounded_alike_for_all_cores_of_a_network_and_counted() -> Non
     torch.testing.assert_close(ratios - 1, 0.05 * wanted / wanted.abs().max(), rtol=0, atol=1e-4)
     assert das.num_clipped == 1
     assert das.counters()["num_clipped"] == 1
+
+
+def test_the_bound_is_that_of_the_largest_change_up_or_down() -> None:
+    """Two light gradients and a heavy core under one heavy gradient: the largest lambda is a negative one."""
+    cores = [nn.Parameter(torch.full((n,), size, dtype=torch.float64)) for n, size in ((1, 10.0), (1, 0.1), (1, 10.0))]
+    for core, grad in zip(cores, (3.0, 1.0, 1.0), strict=True):
+        core.grad = torch.full_like(core, grad * 1e-9)
+    base = torch.optim.SGD(cores, lr=1.0)
+    distsam.DAS(base, [distsam.CoreNetwork("n", tuple(cores))], alpha=1e12, lambda_max=0.05).step()
+    assert [c.item() / size for c, size in zip(cores, (10.0, 0.1, 10.0), strict=True)] == pytest.approx(
+        [1 + 0.05 * 16 / 8 * 1e-4, 0.95, 1 - 0.05 * 1e-4], rel=1e-7
+    )
 
 
 def test_das_with_the_global_norm_and_alpha_rho_moves_q_as_sam_does_to_first_order() -> None:
@@ -174,6 +155,31 @@ def test_each_group_rescales_with_its_own_learning_rate() -> None:
     assert ratios == pytest.approx([1 + 0.05, 1 + 0.1, 1 - 0.2], rel=1e-12)
 
 
+def test_rates_and_places_survive_padding_and_another_order_of_networks() -> None:
+    """Networks of 4 and 3 cores, each core at its own rate; then a coordinator that lists them the other way round."""
+    model = TwoNetworks()
+    cores = [*model.b.cores, *model.a.cores]
+    groups = [{"params": [c], "lr": 0.01 * (k + 1)} for k, c in enumerate(cores)]
+    networks = distsam.core_networks(model)[::-1]
+    bar = distsam.BAR(torch.optim.SGD(groups), networks, alpha=0.5, rule="obar")
+
+    def step() -> None:
+        before = [c.detach().clone() for c in cores]
+        for c in cores:
+            c.grad = torch.zeros_like(c)
+        bar.step()
+        for count, start in ((3, 0), (4, 3)):
+            s = squares(before[start : start + count])
+            signs = -torch.sign(s - s.mean())
+            for k in range(count):
+                expected = before[start + k] * (1 + 0.5 * 0.01 * (start + k + 1) * signs[k])
+                torch.testing.assert_close(cores[start + k].detach(), expected, rtol=1e-14, atol=0)
+
+    step()
+    distsam.BalanceCoordinator(model, bar)
+    step()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -225,15 +231,3 @@ def test_the_count_of_bounded_rescales_survives_a_resume() -> None:
     )
     resumed.load_counters(das.counters())
     assert resumed.counters()["num_clipped"] == 1
-
-
-def test_rates_are_unknown_where_cores_move_at_different_rates() -> None:
-    model = TwoNetworks()
-    groups = [{"params": [c], "lr": 0.001 * (k + 1)} for k, c in enumerate(model.a.cores)]
-    optimizer = distsam.SAM(torch.optim.SGD([*groups, {"params": list(model.b.cores), "lr": 0.001}]))
-    coordinator = distsam.BalanceCoordinator(model, optimizer)
-    after_one_step(model, optimizer)
-    snapshot = coordinator.snapshot()
-    assert snapshot["balance/a/measured_rate"] is None
-    assert snapshot["balance/a/predicted_rate"] is None
-    assert isinstance(snapshot["balance/b/measured_rate"], float)

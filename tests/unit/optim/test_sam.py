@@ -122,6 +122,20 @@ def test_both_phases_by_hand_equal_the_closure() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_losses_given_by_hand_are_reported_and_looked_at() -> None:
+    model, x, y = linear_problem()
+    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    coordinator = distsam.BalanceCoordinator(model, sam)
+    for second in (3.0, float("nan")):
+        (model(x) - y).square().mean().backward()
+        with sam.perturbed(loss=1.0):
+            (model(x) - y).square().mean().backward()
+        sam.step(perturbed_loss=second)
+        if second == 3.0:
+            assert coordinator.snapshot()["sam/loss_gap"] == 2.0
+    assert (sam.num_steps, sam.num_skipped) == (2, 1)
+
+
 def test_a_step_without_a_second_pass_is_refused() -> None:
     model, x, y = linear_problem()
     sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
@@ -205,6 +219,30 @@ def test_batchnorm_counts_a_step_once_with_the_model_given() -> None:
             sam.step()
             assert int(model[1].num_batches_tracked) == 4  # the same by hand
     assert counted == {True: 2, False: 4}  # the closure above runs the layer twice
+
+
+def test_only_normalisation_layers_are_kept_from_counting_twice() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self) -> Tensor:
+            self.calls += 1
+            return self.weight.square().sum()
+
+    model = Counting()
+    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+
+    def closure() -> Tensor:
+        sam.zero_grad()
+        loss = model()
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    assert model.calls == 2
 
 
 @pytest.mark.parametrize(

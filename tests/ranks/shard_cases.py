@@ -1,0 +1,121 @@
+"""What runs on every rank to look at `shard` itself: what it makes equal, averages, frees and refuses."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from rank_cases import build, entries, full, this_world
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+
+import distsam
+from distsam.balance import Meter
+from distsam.sharding import LocalPieces, ShardPlan, make_mesh, plan_shards, replicate
+from distsam.sharding.collectives import rank, world_size
+
+
+def start_with_own_seed(plan: str) -> list[np.ndarray]:
+    """Parameters and buffers after `shard`, of a model that every rank drew for itself; the first is rank 0's draw."""
+    generator = torch.Generator().manual_seed(rank())
+    model = distsam.TensorNetwork(distsam.tt((8, 4, 6), 4), generator=generator)
+    model.register_buffer("shift", torch.full((2,), float(rank())))
+    expected = distsam.TensorNetwork(distsam.tt((8, 4, 6), 4), generator=torch.Generator().manual_seed(0))
+    distsam.shard(model, make_mesh(this_world(), plan), plan)
+    got = [full(p) for p in model.parameters()]
+    drawn = [full(p) for p in expected.parameters()]
+    return [np.array([np.array_equal(a, b) for a, b in zip(got, drawn, strict=True)]), full(model.shift)]
+
+
+def evaluate_before_perturbed_forward() -> tuple[bool, bool]:
+    """Whether a forward without backward, then one at perturbed weights, differ; and whether one after equals it."""
+    model, optimizer, closure = build("fsdp", 1, torch.float64, "sam")
+    indices, _ = entries(torch.float64)
+
+    def evaluate() -> Tensor:
+        with torch.no_grad():
+            return model(indices).clone()
+
+    optimizer.step(closure)
+    closure()
+    before = evaluate()
+    with optimizer.perturbed():  # type: ignore[attr-defined]
+        inside = evaluate()
+    return torch.equal(before, inside), torch.equal(before, evaluate())
+
+
+def average(bucket_bytes: int, dtypes: list[str]) -> dict[str, Any]:
+    """Averaged gradients of five parameters with buckets of this size, and how many buckets there were."""
+    kept = replicate.BUCKET_BYTES
+    replicate.BUCKET_BYTES = bucket_bytes
+    try:
+        params = [nn.Parameter(torch.zeros(10, dtype=getattr(torch, d))) for d in dtypes]
+        averager = replicate.GradientAverager(params)
+    finally:
+        replicate.BUCKET_BYTES = kept
+    loss = sum(((k + 1) * (rank() + 1) * p.double()).sum() for k, p in enumerate(params))
+    assert isinstance(loss, Tensor)
+    loss.backward()
+    return {
+        "num_buckets": len(averager._buckets),
+        "gradients": [full(p.grad.double()) for p in params if p.grad is not None],
+    }
+
+
+def average_halves(value: float) -> list[float]:
+    """The averaged float16 gradient of a parameter whose gradient is `value` on every rank."""
+    param = nn.Parameter(torch.zeros(3, dtype=torch.float16))
+    averager = replicate.GradientAverager([param])
+    (value * param).sum().backward()
+    assert averager is not None
+    assert param.grad is not None
+    return param.grad.tolist()
+
+
+def gradient_placed_otherwise() -> tuple[list[list[float]], list[str], float]:
+    """Local pieces of a sharded parameter's replicated gradient, where it was put, and its squared norm."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    param = nn.Parameter(distribute_tensor(torch.zeros(4, dtype=torch.float64), mesh, [Shard(0)]))
+    param.grad = distribute_tensor(torch.tensor([3.0, 0.0, 0.0, 4.0], dtype=torch.float64), mesh, [Replicate()])
+    pieces = LocalPieces([param])
+    grads = [g.tolist() for g in pieces.gradients() if g is not None]
+    first, _ = Meter([param], []).first_pass(None)
+    return grads, [str(p) for p in param.grad.placements], float(first.grad_norm_sq)
+
+
+def measure_a_mesh_without_rank_0() -> str:
+    """What is said of a parameter of which rank 0 has no piece."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    here = torch.distributed.device_mesh.DeviceMesh("cpu", [1])
+    param = nn.Parameter(distribute_tensor(torch.ones(4), here, [Replicate()]))
+    assert mesh.size() == world_size()
+    try:
+        LocalPieces([param])
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def refusal_of(case: str) -> str:
+    """What `shard` says of a model or a plan that it cannot serve; "" if nothing."""
+    world = this_world()
+    model = nn.ModuleList(distsam.TensorNetwork(distsam.cp((8, 4), 2)) for _ in range(2))
+    plan: str | ShardPlan = "replicate" if case.startswith("replicate") else "fsdp"
+    if case.endswith("shared core"):
+        model[1].cores[0] = model[0].cores[0]
+    if case == "shared with a layer":
+        model = nn.Sequential(model[0], nn.Linear(2, 8, bias=False))
+        model[1].weight = model[0].cores[0]
+    if case == "mixed dtypes":
+        model[1].cores[1] = nn.Parameter(model[1].cores[1].detach().double())
+    if case == "not contiguous":
+        model[1].cores[1] = nn.Parameter(torch.ones(2, 4).t())
+    if case == "plan of another model":
+        plan = plan_shards({"core": (8, 4)}, "fsdp", (world.world_size,))
+    if case == "plan of another mesh":
+        plan = plan_shards({n: p.shape for n, p in model.named_parameters()}, "fsdp", (1,))
+    try:
+        distsam.shard(model, make_mesh(world, "fsdp"), plan)
+    except distsam.InputError as error:
+        return str(error)
+    return ""
