@@ -45,11 +45,7 @@ def _columns(group: GroupPlan, table: Tensor) -> Tensor:
 
 def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
     if indices.device.type != "cpu":
-        # A combined row could fall back into the table: such entries get a row that torch's assertion refuses.
-        # Mode by mode: a tensor of the sizes would be copied there, and the host would wait.
-        columns = zip(indices.unbind(1), shape, strict=True)
-        outside = torch.stack([(column < 0) | (column >= size) for column, size in columns], 1)
-        return torch.where(outside.any(1, keepdim=True), -1, indices)
+        return mark_outside(indices, shape)
     if indices.numel():
         lowest, highest = (bound.tolist() for bound in torch.aminmax(indices, dim=0))
         for mode, (low, high, size) in enumerate(zip(lowest, highest, shape, strict=True)):
@@ -57,6 +53,17 @@ def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
                 wrong = low if low < 0 else high
                 raise IndexError(f"indices[:, {mode}] holds {wrong}; mode {mode} has positions 0 to {size - 1}")
     return indices
+
+
+def mark_outside(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """The indices with -1 throughout an entry that has a position outside its mode, without a wait.
+
+    A combined row of such an entry could fall back into the table; -1 is what torch's assertion refuses.
+    """
+    # Mode by mode: a tensor of the sizes would be copied to the device, and the host would wait.
+    columns = zip(indices.unbind(1), shape, strict=True)
+    outside = torch.stack([(column < 0) | (column >= size) for column, size in columns], 1)
+    return torch.where(outside.any(1, keepdim=True), -1, indices)
 
 
 def _combined_rows(group: GroupPlan, spec: NetworkSpec, positions: Mapping[str, Tensor]) -> Tensor | None:

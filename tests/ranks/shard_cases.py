@@ -34,7 +34,7 @@ def evaluate_before_perturbed_forward() -> tuple[bool, bool]:
 
     def evaluate() -> Tensor:
         with torch.no_grad():
-            return model(indices).clone()
+            return model.first.at(indices).clone()
 
     optimizer.step(closure)
     closure()

@@ -132,3 +132,15 @@ def build_on(method: str, cores: list[torch.nn.Parameter]) -> torch.optim.Optimi
     if method == "das":
         return distsam.DAS(base, networks, alpha=0.5)
     return distsam.BAR(base, networks, alpha=0.5, rule=method)
+
+
+@pytest.mark.parametrize("method", ["das", "nbar", "obar"])
+def test_a_core_frozen_between_two_steps_no_longer_counts(method: str) -> None:
+    model, optimizer = build(method)
+    optimizer.step(lambda: backward(model, optimizer))  # type: ignore[arg-type, return-value]
+    model.cores[2].requires_grad_(False)
+    twin = copy.deepcopy(model)
+    anew = build_on(method, list(twin.cores))
+    optimizer.step(lambda: backward(model, optimizer))  # type: ignore[arg-type, return-value]
+    anew.step(lambda: backward(twin, anew))  # type: ignore[arg-type, return-value]
+    assert all(torch.equal(a, b) for a, b in zip(model.cores, twin.cores, strict=True))

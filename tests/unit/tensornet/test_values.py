@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import distsam
-from distsam.tensornet.entries import entries_of
+from distsam.tensornet.entries import entries_of, mark_outside
 from distsam.tensornet.planner import connected_cuts, plan_cut
 
 
@@ -152,3 +152,9 @@ def test_positions_outside_their_mode_are_refused_whatever_the_plan(position, me
     for cut in connected_cuts(network.spec):
         with pytest.raises(IndexError, match=message):
             entries_of(plan_cut(network.spec, cut, 6), network.spec, list(network.cores), indices)
+
+
+def test_on_an_accelerator_an_entry_outside_is_marked_in_every_mode():
+    """It has no check that the host can raise from; (0, 3) of a (4, 3) tensor would be read as (1, 0)."""
+    indices = torch.tensor([[0, 0], [3, 2], [0, 3], [4, 0], [-1, 1], [1, -1]])
+    assert mark_outside(indices, (4, 3)).tolist() == [[0, 0], [3, 2], *[[-1, -1]] * 4]
