@@ -6,7 +6,7 @@ import pytest
 
 import distsam
 from distsam.errors import InputError
-from distsam.sharding import plan_shards
+from distsam.sharding import ShardPlan, plan_shards
 
 
 def shapes_of(spec: distsam.NetworkSpec) -> dict[str, tuple[int, ...]]:
@@ -55,3 +55,31 @@ def test_a_plan_is_frozen() -> None:
     plan = plan_shards({"core": (8, 8)}, "fsdp", (4,))
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.name = "replicate"  # type: ignore[misc]
+
+
+SHAPES = (("left", (8, 3)), ("right", (3, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh_shape", "dims", "message"),
+    [
+        ("zero", (4,), (("left", 0), ("right", None)), "sharding.plan=zero"),
+        ("fsdp", (), (("left", 0), ("right", None)), "needs an axis"),
+        ("fsdp", (4,), (("left", 0),), "a dim or None for each parameter"),
+        ("fsdp", (4,), (("left", 0), ("wrong", None)), "a dim or None for each parameter"),
+        (
+            "fsdp",
+            (4,),
+            (("left", 2), ("right", None)),
+            r"left of shape \(8, 3\) cannot be cut along dim 2 into 4 pieces",
+        ),
+        ("fsdp", (4,), (("left", -2), ("right", None)), "left .* cannot be cut along dim -2"),
+        ("fsdp", (4,), (("left", 0), ("right", 1)), r"right of shape \(3, 5\) cannot be cut along dim 1 into 4 pieces"),
+        ("replicate", (4,), (("left", 0), ("right", None)), "left .* cannot be cut along dim 0 into 1 pieces"),
+    ],
+)
+def test_a_plan_made_by_hand_that_cannot_be_is_refused(
+    name: str, mesh_shape: tuple[int, ...], dims: tuple[tuple[str, int | None], ...], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        ShardPlan(name, mesh_shape, SHAPES, dims)
