@@ -1,6 +1,7 @@
 """What may I type? `distsam train`, `distsam predict`, `distsam evaluate`."""
 
 import json
+import math
 import os
 import sys
 import time
@@ -88,7 +89,7 @@ def evaluate(
         from distsam.train import evaluate_run
 
         scores = evaluate_run(run)
-        print(json.dumps(scores) if as_json else _table(scores))
+        print(json.dumps(_without_infinities(scores)) if as_json else _table(scores))
 
 
 @app.command()
@@ -104,6 +105,11 @@ def predict(
         from distsam.train import predict_run
 
         print(f"{output}: {predict_run(run, output, entries)}")
+
+
+def _without_infinities(scores: Mapping[str, float | None]) -> dict[str, float | None]:
+    """What is not finite becomes null, as in summary.json: JSON has no word for it."""
+    return {key: None if value is None or not math.isfinite(value) else value for key, value in scores.items()}
 
 
 @contextmanager

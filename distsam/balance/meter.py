@@ -116,6 +116,8 @@ class Meter:
         grads = self.pieces.gradients()
         for k in self._unmoved:
             grads[k] = None
+        if any(g is not None and g.layout != torch.strided for g in grads):
+            raise ValueError("a gradient is sparse: SAM moves every weight; build the embedding with sparse=False")
         return grads
 
     def clear_gradients(self) -> None:

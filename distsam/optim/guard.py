@@ -113,7 +113,7 @@ class StepGuard:
         if self.num_in_a_row >= self._max_skipped:
             raise TrainingDiverged(
                 f"step {self.num_steps}: the loss or a gradient was not finite in {self.num_in_a_row} steps in a "
-                "row; the weights are those of the last good step; lower optim.lr, optim.rho or optim.alpha"
+                "row; the weights are the last finite ones, spoiled perhaps; lower optim.lr, optim.rho or optim.alpha"
             )
 
     def _record(self, first: FirstPass, second: SecondPass | None, radius: Tensor | None) -> StepRecord:

@@ -42,10 +42,10 @@ def draw_curves(run_dir: str | Path) -> Path:
     draw: tuple[Callable[[Any, Rows], None], ...] = (_draw_loss, _draw_r2, _draw_deviation, draw_norms)
     for axis, panel in zip(axes.flat, draw, strict=True):
         panel(axis, rows)
+        axis.set_xlabel("step [updates]")
+        axis.tick_params(labelbottom=True)
         axis.grid(True, alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    for axis in axes[1]:
-        axis.set_xlabel("step [updates]")
     figure.suptitle(Path(run_dir).absolute().name)
     target = Path(run_dir) / "curves.png"
     part = target.with_name(".curves.tmp.png")

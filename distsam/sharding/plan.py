@@ -42,7 +42,8 @@ class ShardPlan:
                 )
 
     def _can_cut(self, shape: tuple[int, ...], dim: int) -> bool:
-        return self.name != "replicate" and 0 <= dim < len(shape) and shape[dim] % self.num_shards == 0
+        is_cut = self.name != "replicate" and 0 <= dim < len(shape) and 0 not in shape
+        return is_cut and shape[dim] % self.num_shards == 0
 
     @property
     def num_shards(self) -> int:
@@ -96,7 +97,9 @@ def plan_shards(
 
 
 def _widest(shape: tuple[int, ...], num_shards: int) -> int | None:
-    fitting = [(size, -dim) for dim, size in enumerate(shape) if size and size % num_shards == 0]
+    if 0 in shape:
+        return None
+    fitting = [(size, -dim) for dim, size in enumerate(shape) if size % num_shards == 0]
     return -max(fitting)[1] if fitting else None
 
 

@@ -70,6 +70,9 @@ class CompletionTask:
     ) -> None:
         _check_arguments(loss, batch_size, len(split.train))
         self.entries, self.split = entries, split
+        validation = entries.values[split.validation]
+        # Of no value, or of equal ones, R2 is undefined: there is nothing to choose weights by.
+        self.has_validation_r2 = validation.size > 0 and bool(validation.min() < validation.max())
         self.batch_size = batch_size
         self.seed = seed
         self.rank, self.world_size = rank, world_size

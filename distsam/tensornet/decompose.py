@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import tensorly
 import torch
+from numpy.random import RandomState
 from tensorly.cp_tensor import CPTensor
 from tensorly.decomposition import parafac, tensor_ring_als, tensor_train, tucker
 from tensorly.tr_tensor import TRTensor
@@ -19,6 +20,7 @@ from distsam.tensornet import formats
 from distsam.tensornet.spec import NetworkSpec
 
 Arrays = list[np.ndarray]
+CP_RIDGE = 1e-10  # beside squared entries of 1 on average
 
 
 def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) -> list[Tensor]:
@@ -51,7 +53,9 @@ def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) 
             "tensor is infinite somewhere, or nothing but zeros and missing entries; it cannot be decomposed"
         )
     with tensorly.backend_context("numpy", local_threadsafe=True):
-        arrays = _DECOMPOSITIONS[spec.format](array, present, spec, seed)
+        # tensorly's own way to a seed takes 32 bits.
+        generator = RandomState(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
+        arrays = _DECOMPOSITIONS[spec.format](array, present, spec, generator)
     return equalise_norms([torch.from_numpy(np.ascontiguousarray(core)) for core in arrays])
 
 
@@ -64,31 +68,39 @@ def equalise_norms(cores: Sequence[Tensor]) -> list[Tensor]:
     return [core * (mean / norm) for core, norm in zip(cores, norms, strict=True)]
 
 
-def _decompose_cp(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
-    filled = np.where(present, array, 0.0)
-    weights, factors = parafac(filled, spec.size("r"), random_state=seed, mask=_mask(present))
-    return [factors[0] * weights, *factors[1:]]
+def _decompose_cp(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
+    scale, rank = np.sqrt(np.mean(array[present] ** 2)), spec.size("r")
+    weights, factors = parafac(
+        np.where(present, array, 0.0) / scale,
+        rank,
+        init="svd" if rank <= min(spec.shape) else "random",
+        random_state=generator,
+        mask=_mask(present),
+        # Of a tensor of lower rank than asked for the normal equations are singular without it.
+        l2_reg=CP_RIDGE,
+    )
+    return [factors[0] * weights * scale, *factors[1:]]
 
 
-def _decompose_tucker(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+def _decompose_tucker(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     filled = np.where(present, array, 0.0)
-    central, factors = tucker(filled, spec.core_shapes[0], random_state=seed, mask=_mask(present))
+    central, factors = tucker(filled, spec.core_shapes[0], random_state=generator, mask=_mask(present))
     return [central, *factors]
 
 
-def _decompose_tt(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+def _decompose_tt(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
-    cores = tensor_train(_filled_with_mean(array, present), ranks, random_state=seed)
+    cores = tensor_train(_filled_with_mean(array, present), ranks, random_state=generator)
     return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
 
 
-def _decompose_tr(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, seed: int) -> Arrays:
+def _decompose_tr(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     # Alternating least squares: TR-SVD misses a tensor that is an exact ring by 30-40 %, and wants I_k >= b_k b_{k+1}.
     lefts = [shape[0] for shape in spec.core_shapes]
-    return list(tensor_ring_als(_filled_with_mean(array, present), [*lefts, lefts[0]], random_state=seed))
+    return list(tensor_ring_als(_filled_with_mean(array, present), [*lefts, lefts[0]], random_state=generator))
 
 
-_DECOMPOSITIONS: dict[str, Callable[[np.ndarray, np.ndarray, NetworkSpec, int], Arrays]] = {
+_DECOMPOSITIONS: dict[str, Callable[[np.ndarray, np.ndarray, NetworkSpec, RandomState], Arrays]] = {
     "cp": _decompose_cp,
     "tucker": _decompose_tucker,
     "tt": _decompose_tt,

@@ -1,7 +1,5 @@
 """Checkpoints: written beside the training, published by one rename, the last few kept."""
 
-import json
-import os
 import shutil
 import warnings
 from concurrent.futures import Future
@@ -14,10 +12,8 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distsam.errors import CheckpointFailed
+from distsam.train.checkpoint_files import UNFINISHED, finished_checkpoints, sync_folder, write_facts
 from distsam.train.checkpoint_reader import load_tensors
-
-FACTS = "state.json"
-_UNFINISHED = ".tmp"
 
 
 class Checkpointer:
@@ -43,7 +39,7 @@ class Checkpointer:
         self._pending: tuple[int, Future[Any], dict[str, Any]] | None = None
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for leftover in folder.glob(f"step-*{_UNFINISHED}"):
+            for leftover in folder.glob(f"step-*{UNFINISHED}"):
                 shutil.rmtree(leftover)
 
     def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -63,7 +59,7 @@ class Checkpointer:
         self.wait()
         self._last_step = step
         _expect_known_warnings()
-        writer = dcp.FileSystemWriter(self._path(step).with_name(self._path(step).name + _UNFINISHED))
+        writer = dcp.FileSystemWriter(self._path(step).with_name(self._path(step).name + UNFINISHED))
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(future, Future)
         self._pending = (step, future, {"step": step, **facts})
@@ -115,25 +111,17 @@ class Checkpointer:
 
     def _publish(self, step: int, facts: dict[str, Any]) -> None:
         path = self._path(step)
-        part = path.with_name(path.name + _UNFINISHED)
-        with (part / FACTS).open("w", encoding="utf-8") as stream:
-            json.dump(facts, stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        _sync_folder(part)
+        part = path.with_name(path.name + UNFINISHED)
+        write_facts(part, facts)
+        if path.exists():
+            shutil.rmtree(path)  # damaged, or it would not be written anew
         part.rename(path)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         for old in finished_checkpoints(self.folder)[: -self.keep]:
             _remove(old)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
-
-
-def finished_checkpoints(folder: Path) -> list[Path]:
-    """The whole checkpoints in `folder`, oldest first; one that was cut short is not among them."""
-    found = [p for p in folder.glob("step-*") if p.suffix != _UNFINISHED]
-    return sorted(p for p in found if (p / ".metadata").is_file() and (p / FACTS).is_file())
 
 
 def _failure(step: int, cause: str) -> str:
@@ -142,17 +130,9 @@ def _failure(step: int, cause: str) -> str:
 
 def _remove(path: Path) -> None:
     # Renamed first: were the process killed half way, a part would be left that looks whole.
-    doomed = path.with_name(path.name + _UNFINISHED)
+    doomed = path.with_name(path.name + UNFINISHED)
     path.rename(doomed)
     shutil.rmtree(doomed)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _expect_known_warnings() -> None:

@@ -1,6 +1,5 @@
 """Reading a checkpoint without trusting it: an unpickler that knows a dozen names, and tensors only."""
 
-import io
 import json
 import pickle
 import warnings
@@ -66,13 +65,6 @@ class _TensorReader(dcp.FileSystemReader):
         metadata = read_index(Path(self.path))
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
-
-
-class _TensorPlanner(dcp.DefaultLoadPlanner):
-    """DCP's planner that refuses whatever is no tensor; DCP would unpickle it."""
-
-    def load_bytes(self, read_item: Any, value: io.BytesIO) -> None:
-        raise InputError(f"{read_item.dest_index.fqn} is no tensor")
 
 
 def read_index(path: Path) -> Metadata:
@@ -144,7 +136,6 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGrou
             dcp.load(
                 tensors,
                 storage_reader=_TensorReader(path),
-                planner=_TensorPlanner(),
                 process_group=group,
                 no_dist=group is None,
             )

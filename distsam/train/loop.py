@@ -130,7 +130,7 @@ class TrainingLoop:
 
     def _evaluate(self, step: int) -> None:
         value = self.score()["validation/r2"]
-        if not self.job.task.split.validation.size:
+        if not self.job.task.has_validation_r2:
             return
         if step % self._eval_every == 0:
             self.state.best.consider(self.job.model, step, value)

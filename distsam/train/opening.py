@@ -25,9 +25,14 @@ def describe_run(problem: Problem, job: Job, optim: OptimConfig, step: int) -> s
 
 def doubts(problem: Problem, optim: OptimConfig) -> Iterator[str]:
     """One line for each thing that can be run and is hardly meant."""
-    train = problem.entries.values[problem.split.train]
+    train, validation = (problem.entries.values[part] for part in (problem.split.train, problem.split.validation))
     if train.min() == train.max():
         yield f"all {len(train)} training values are {train[0]:g}: there is nothing to learn, and R2 means nothing"
+    elif validation.size and validation.min() == validation.max():
+        yield (
+            f"all {len(validation)} validation values are {validation[0]:g}: R2 is undefined there, so that the last "
+            "weights are taken, and none end training early; raise data.validation"
+        )
     if problem.spec.num_parameters > len(train) and not optim.weight_decay:
         yield (
             f"the network has {problem.spec.num_parameters} parameters for {len(train)} training entries and "

@@ -11,6 +11,7 @@ from distsam.sharding import World, close_world, open_world
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.build import Job, Problem, build_job, build_problem
 from distsam.train.checkpoint import Checkpointer
+from distsam.train.checkpoint_files import damaged_checkpoints
 from distsam.train.checkpoint_reader import read_facts, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import to_yaml
@@ -136,7 +137,8 @@ class _Run:
     def _open(self) -> None:
         """Say what will run, and what of it may not be meant."""
         print(describe_run(self.problem, self.job, self.config.optim, self.state.step), flush=True)
-        for doubt in doubts(self.problem, self.config.optim):
+        damaged = [f"{path}: is damaged and not used" for path in damaged_checkpoints(self.folder.checkpoints)]
+        for doubt in (*damaged, *doubts(self.problem, self.config.optim)):
             print(f"distsam: {doubt}", file=sys.stderr, flush=True)
 
     def _run_loop(self, loop: TrainingLoop) -> None:
@@ -151,7 +153,7 @@ class _Run:
             optimizer.load_counters({**optimizer.counters(), "num_in_a_row": 0})
             self._save(loop.elapsed_s)
             self.checkpointer.wait()
-            raise TrainingDiverged(f"{error}, and go on from them with train.resume=auto") from None
+            raise TrainingDiverged(f"{error}, and start anew, or go on from them with train.resume=auto") from None
 
     def _resume(self) -> None:
         newest = self.checkpointer.newest() if self.config.train.resume == "auto" else None

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distsam.errors import InputError
-from distsam.train.checkpoint import finished_checkpoints
+from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.config import Config
 from distsam.train.config_file import read_yaml
 
@@ -73,6 +73,8 @@ def check_folder(folder: RunFolder, config: Config) -> None:
     parent = next(p for p in (folder.path, *folder.path.absolute().parents) if p.exists())
     if not parent.is_dir():
         raise InputError(f"run.dir: {folder.path} cannot be a folder, because {parent} is a file")
+    if folder.checkpoints.exists() and not folder.checkpoints.is_dir():
+        raise InputError(f"run.dir: {folder.path} holds a file {folder.checkpoints.name}; choose another run.dir")
     if not os.access(parent, os.W_OK):
         raise InputError(f"run.dir: {folder.path} cannot be written; choose a folder that you may write")
     if not folder.holds_run():

@@ -16,7 +16,7 @@ from distsam.tasks.entries import Entries
 from distsam.tasks.files import read_indices
 from distsam.tensornet import TensorNetwork
 from distsam.train.build import build_problem, build_task
-from distsam.train.checkpoint import finished_checkpoints
+from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, tensor_shapes
 from distsam.train.config import DataConfig
 from distsam.train.config_file import load_config

@@ -1,10 +1,12 @@
 """metrics.jsonl, the source of truth of a run, and its mirror at Weights & Biases."""
 
+import atexit
 import json
 import math
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -86,6 +88,8 @@ class WandbMirror:
     def _give_up(self, error: Exception) -> None:
         # wandb raises what it likes, from network errors to its own process being gone.
         self._run = None
+        # At the end wandb speaks to its process once more; if that is gone, it would print where that failed.
+        atexit.register(_leave_quietly)
         reason = " ".join(str(error).split()) or type(error).__name__
         print(f"distsam: W&B failed, the run goes on without it: {reason}", file=sys.stderr)
 
@@ -113,6 +117,13 @@ def _keep_rows_until(path: Path, step: int) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     part.replace(path)
+
+
+def _leave_quietly() -> None:
+    with suppress(Exception):
+        import wandb
+
+        wandb.teardown()
 
 
 def _start(

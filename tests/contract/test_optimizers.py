@@ -89,6 +89,19 @@ def test_so_many_skipped_steps_in_a_row_end_the_run(build: Build) -> None:
 
 
 @every_method
+def test_a_resume_goes_on_counting_the_skipped_steps_in_a_row(build: Build) -> None:
+    model = Model()
+    optimizer, resumed = (build(BASES["sgd"](model), model) for _ in range(2))
+    bad = lambda: (model().sum() * float("nan")).backward() or torch.tensor(float("nan"))  # noqa: E731
+    for _ in range(9):
+        optimizer.step(bad)
+    resumed.load_counters(optimizer.counters())
+    with pytest.raises(distsam.TrainingDiverged, match="10 steps in a row"):
+        resumed.step(bad)
+    assert resumed.num_skipped == 10
+
+
+@every_method
 def test_zero_gradients_change_nothing(build: Build) -> None:
     model, _ = run(build, "sgd", 1)
     optimizer = build(torch.optim.SGD(model.parameters(), lr=0.05), model)

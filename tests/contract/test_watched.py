@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from methods import BASES, Build, Model, are_equal, closure_of, every_method, run, weights
+from methods import BASES, METHODS, Build, Model, are_equal, closure_of, every_method, run, weights
 from torch import Tensor, nn
 
 import distsam
@@ -48,6 +48,18 @@ def test_rows_are_published_one_pass_later_at_the_log_cadence(build: Build) -> N
         assert {k for k, v in numbers.items() if v is None} == {k for k, v in direct[step].items() if v is None}
         known = {k: v for k, v in direct[step].items() if v is not None}
         assert {k: numbers[k] for k in known} == pytest.approx(known, rel=1e-12)
+
+
+def test_core_norms_are_measured_where_they_are_published_and_one_step_later() -> None:
+    model, optimizer = run(METHODS["plain"], "sgd", 0)
+    coordinator = distsam.BalanceCoordinator(model, optimizer, every=4)
+    assert [step for step in range(1, 10) if coordinator.wants_norms(step)] == [1, 2, 4, 5, 8, 9]
+    has_norms = []
+    measured = coordinator.on_first_pass
+    coordinator.on_first_pass = lambda first: (has_norms.append(first.core_norms_sq is not None), measured(first))
+    for _ in range(4):
+        optimizer.step(closure_of(model, optimizer))
+    assert has_norms == [True, True, False, True]
 
 
 @every_method

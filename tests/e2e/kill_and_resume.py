@@ -23,7 +23,7 @@ from pathlib import Path
 
 from command_line import assert_same_weights, environment, small_config, torchrun
 
-from distsam.train.checkpoint import finished_checkpoints
+from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.tracking import read_rows
 
 # One rank writes its process id before anything else, so that the moment of the kill may be any.

@@ -129,6 +129,16 @@ def test_early_stopping_ends_the_run_and_scores_the_best_weights(tmp_path: Path)
     assert summary["validation/r2"] == pytest.approx(best, rel=1e-9)
 
 
+def test_a_validation_share_without_r2_does_not_stop_training_early(tmp_path: Path) -> None:
+    """An undefined R2 counted as one that is no better, and training ended after so many evaluations."""
+    overrides = ["data.validation=0.01", "train.early_stopping=2", "train.log_every=5", "train.steps=40"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)
+    assert result.exit_code == 0, result.output
+    assert "all 1 validation values are" in result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["steps"], summary["stopped_by"], summary["weights"]) == (40, "last step", "last")
+
+
 def test_how_often_das_hit_its_bound_is_published(tmp_path: Path) -> None:
     overrides = ["optim.alpha=100.0", "optim.lambda_max=0.001"]
     result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *overrides)

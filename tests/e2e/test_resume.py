@@ -23,7 +23,7 @@ from command_line import (
     weights,
 )
 
-from distsam.train.checkpoint import finished_checkpoints
+from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.tracking import read_rows
 
 LONG = ["train.steps=100000", "train.log_every=100", "train.checkpoint_every=200"]

@@ -119,3 +119,15 @@ def refusal_of(case: str) -> str:
     except distsam.InputError as error:
         return str(error)
     return ""
+
+
+def report_losses_and_flush() -> tuple[float, float, list[int]]:
+    """The mean of a DTensor's loss and of one that ranks do not share; the steps that `flush` gives this rank."""
+    mesh = init_device_mesh("cpu", (world_size(),))
+    meter = Meter([nn.Parameter(torch.ones(2))], [])
+    placed = distribute_tensor(torch.tensor(3.0), mesh, [Replicate()])
+    losses = [meter.first_pass(loss, False)[0].loss for loss in (placed, float(rank()))]
+    model, optimizer, closure = build("replicate", 1, torch.float64, "sam")
+    coordinator = distsam.BalanceCoordinator(model, optimizer)
+    optimizer.step(closure)
+    return float(losses[0]), float(losses[1]), [step for step, _ in coordinator.flush()]  # type: ignore[arg-type]

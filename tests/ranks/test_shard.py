@@ -10,6 +10,7 @@ from shard_cases import (
     gradient_placed_otherwise,
     measure_a_mesh_without_rank_0,
     refusal_of,
+    report_losses_and_flush,
     start_with_own_seed,
 )
 
@@ -60,6 +61,10 @@ def test_a_parameter_of_which_rank_0_has_no_piece_is_refused_there(two_ranks: Ra
     first, second = two_ranks.run(measure_a_mesh_without_rank_0)
     assert "a mesh without rank 0" in first
     assert second == ""
+
+
+def test_losses_are_averaged_and_rank_0_alone_publishes(two_ranks: RankPool) -> None:
+    assert two_ranks.run(report_losses_and_flush) == [(3.0, 0.5, [1]), (3.0, 0.5, [])]
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,14 @@ def test_complex_parameters_are_refused() -> None:
         pass
 
 
+def test_a_sparse_gradient_is_refused() -> None:
+    embedding = torch.nn.Embedding(4, 2, sparse=True)
+    sam = distsam.SAM(torch.optim.SGD(embedding.parameters(), lr=0.1))
+    embedding(torch.tensor([1])).sum().backward()
+    with pytest.raises(ValueError, match="sparse=False"), sam.perturbed():
+        pass
+
+
 @pytest.mark.parametrize("method", ["das", "nbar", "obar"])
 def test_a_frozen_core_does_not_count_in_the_mean(method: str) -> None:
     """Its zero gradient made every other core one that is above average."""

@@ -141,6 +141,14 @@ def test_cores_of_equal_norm_are_a_tie_for_obar() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, network.cores, strict=True))
 
 
+def test_norms_that_differ_by_more_than_rounding_are_no_tie() -> None:
+    x, y = (nn.Parameter(torch.full((4,), size, dtype=torch.float64)) for size in (1.0, 1.0 + 1e-10))
+    x.grad, y.grad = torch.zeros_like(x), torch.zeros_like(y)
+    distsam.BAR(torch.optim.SGD([x, y], lr=0.1), [distsam.CoreNetwork("n", (x, y))], alpha=0.5, rule="obar").step()
+    assert (x > 1.04).all()
+    assert (y < 0.96).all()
+
+
 def test_each_group_rescales_with_its_own_learning_rate() -> None:
     network = distsam.TensorNetwork(distsam.tt((4, 5, 6), 3), norms=(1, 2, 3), dtype=torch.float64)
     rates = [0.1, 0.2, 0.4]

@@ -49,7 +49,7 @@ def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, mon
     axes = drawn_axes(write(tmp_path, [row(s) for s in range(20)]), monkeypatch)
     loss, r2, deviation, norms = axes
     assert all("[" in axis.get_ylabel() for axis in axes)
-    assert all("[updates]" in axis.get_xlabel() for axis in (deviation, norms))
+    assert all("[updates]" in axis.get_xlabel() for axis in axes)
     assert "cut off below -1" in r2.get_ylabel()
     assert r2.get_ylim()[0] == -1
     assert "cut off" in deviation.get_ylabel()
@@ -77,6 +77,12 @@ def test_core_norms_carry_the_names_that_the_summary_gives(tmp_path: Path, monke
     (tmp_path / "summary.json").write_text(json.dumps({"core_names": {"network": ["central", "factor_0"]}}))
     norms = drawn_axes(write(tmp_path, [row(s) for s in range(3)]), monkeypatch)[3]
     assert [text.get_text() for text in norms.get_legend().get_texts()] == ["central", "factor_0"]
+
+
+def test_core_norms_are_drawn_as_norms_not_as_their_squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"train/step": s, "balance/n/core_norm_sq/0": (s + 2.0) ** 2} for s in range(3)]
+    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    assert list(norms.lines[0].get_ydata()) == [2.0, 3.0, 4.0]
 
 
 def test_many_cores_get_a_note_instead_of_a_legend(tmp_path: Path) -> None:

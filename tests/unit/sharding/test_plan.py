@@ -27,6 +27,11 @@ def test_a_core_that_nothing_divides_stays_whole_and_is_not_padded() -> None:
     assert "big (8 x 3): dim 0 cut into 4 pieces of 2" in plan.describe()
 
 
+def test_a_parameter_without_elements_stays_whole() -> None:
+    """Its other dim was cut, and DTensor found the pieces uneven."""
+    assert plan_shards({"core": (8, 3), "empty": (0, 4)}, "fsdp", (2,)).dim_of("empty") is None
+
+
 def test_the_last_mesh_axis_is_the_one_that_cuts() -> None:
     assert plan_shards({"core": (6, 5)}, "fsdp", (5, 3)).dim_of("core") == 0
     assert plan_shards({"core": (6, 5)}, "fsdp", (3, 5)).dim_of("core") == 1

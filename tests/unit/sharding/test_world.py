@@ -81,3 +81,13 @@ def test_an_unknown_device_is_refused() -> None:
 def test_a_gpu_that_is_not_there_is_refused() -> None:
     with pytest.raises(InputError, match="no CUDA device"):
         open_world("cuda")
+
+
+def test_ranks_of_a_machine_share_its_gpus_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for local_rank, expected in ((0, "cuda:0"), (1, "cuda:1"), (3, "cuda:1")):
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", "1")
+        monkeypatch.setenv("LOCAL_RANK", str(local_rank))
+        assert str(open_world("auto").device) == expected

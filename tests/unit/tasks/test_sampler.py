@@ -15,6 +15,7 @@ def test_epochs_and_seeds_are_shuffled_differently():
     other = batch_positions(0, 100, 100, seed=1)
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, other)
+    assert not np.array_equal(second, other)  # seed and epoch are not added up
 
 
 def test_a_batch_does_not_depend_on_which_steps_were_asked_for_before():

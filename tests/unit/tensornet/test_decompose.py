@@ -7,6 +7,7 @@ from tensorly.tt_tensor import TTTensor
 
 import distsam
 from distsam import TensorNetwork
+from distsam.tensornet.decompose import decompose
 
 FORMATS = {
     "cp": distsam.cp((7, 6, 5), 3),
@@ -128,3 +129,23 @@ EINSUM = distsam.einsum_network("ir,jr->ij", {"i": 3, "j": 4, "r": 2})
 def test_what_cannot_be_decomposed_or_carried_is_refused(refused, message):
     with pytest.raises(distsam.InputError, match=message):
         refused()
+
+
+@pytest.mark.parametrize("spec", [distsam.cp((4, 5, 6), 5), distsam.tr((4, 5, 6), 2)], ids=["cp", "tr"])
+def test_a_start_takes_any_seed_of_64_bits(spec):
+    """numpy's own seeds have 32 bits; a run's may have 63. The CP rank is above a mode: what SVD lacks is drawn."""
+    tensor = torch.rand(4, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    starts = [decompose(tensor, spec, seed=seed) for seed in (2**63 - 1, 2**63 - 1, 2**32, 0)]
+    assert all(torch.equal(a, b) for a, b in zip(starts[0], starts[1], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(starts[2], starts[3], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("shape", "bond_dim"), [((5, 4), 3), ((4, 5, 6), 3), ((4, 5), 4)], ids=["matrix", "tensor", "full"]
+)
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_a_cp_start_of_a_tensor_of_rank_one_is_exact_though_the_bond_is_larger(shape, bond_dim, scale):
+    """The normal equations of alternating least squares were singular: a traceback."""
+    tensor = torch.full(shape, scale, dtype=torch.float64)
+    network = TensorNetwork.from_dense(tensor, distsam.cp(shape, bond_dim), dtype=torch.float64)
+    torch.testing.assert_close(network.dense(), tensor, rtol=1e-6, atol=0)

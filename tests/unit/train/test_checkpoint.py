@@ -10,7 +10,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from distsam.errors import CheckpointFailed, InputError
-from distsam.train.checkpoint import Checkpointer, finished_checkpoints
+from distsam.train.checkpoint import Checkpointer
+from distsam.train.checkpoint_files import damaged_checkpoints, finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
 
 
@@ -85,6 +86,19 @@ def test_a_checkpoint_cut_short_is_never_offered_and_is_cleared_away(tmp_path: P
     newest = Checkpointer(tmp_path, 4, rank=0).newest()
     assert newest == tmp_path / "step-00000001"
     assert not (tmp_path / "step-00000004.tmp").exists()
+
+
+def test_a_checkpoint_damaged_later_is_not_offered_and_can_be_written_anew(tmp_path: Path) -> None:
+    """One whose tensors were truncated was offered, could not be loaded, and the whole one before it was not tried."""
+    save(tmp_path, 1, 2, 3, 4, 5, keep=5)
+    tensor_file, index = tmp_path / "step-00000003" / "__0_0.distcp", tmp_path / "step-00000004" / ".metadata"
+    tensor_file.write_bytes(tensor_file.read_bytes()[:-1])
+    index.write_bytes(index.read_bytes()[:-1] + b"x")
+    (tmp_path / "step-00000005" / "__0_0.distcp").unlink()
+    assert [p.name[-1] for p in finished_checkpoints(tmp_path)] == ["1", "2"]
+    assert [p.name[-1] for p in damaged_checkpoints(tmp_path)] == ["3", "4", "5"]
+    save(tmp_path, 3, keep=5)
+    assert [p.name[-1] for p in finished_checkpoints(tmp_path)] == ["1", "2", "3"]
 
 
 def test_a_save_that_fails_says_which_step_and_why(tmp_path: Path) -> None:

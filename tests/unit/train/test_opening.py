@@ -62,6 +62,15 @@ def test_constant_training_values_are_named(tmp_path: Path) -> None:
     assert line.startswith("all 36 training values are 3: there is nothing to learn")
 
 
+def test_a_validation_share_without_r2_is_named(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "data.validation=0.025")
+    problem = build_problem(config)
+    assert len(problem.split.validation) == 1
+    [line] = doubts(problem, config.optim)
+    assert line.startswith("all 1 validation values are ")
+    assert "the last weights are taken" in line
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_shipped_config_raises_a_doubt(path: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))

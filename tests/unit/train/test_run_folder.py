@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from distsam.errors import InputError
+from distsam.train.checkpoint_files import write_facts
 from distsam.train.config import Config, validate
 from distsam.train.config_file import to_yaml
 from distsam.train.run_folder import RunFolder, check_folder, fingerprint, write_atomically
@@ -80,8 +81,8 @@ def test_checkpoints_of_which_none_is_whole_are_no_run(tmp_path: Path) -> None:
 def test_a_whole_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
-    for name in (".metadata", "state.json"):
-        (checkpoint / name).write_text("")
+    (checkpoint / ".metadata").write_text("")
+    write_facts(checkpoint, {})
     with pytest.raises(InputError, match=r"has no config.yaml"):
         check_folder(RunFolder(tmp_path), config_of(tmp_path, resume="auto"))
 
@@ -90,6 +91,12 @@ def test_a_run_folder_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot be a folder, because .*file is a file"):
         check_folder(RunFolder(tmp_path / "file" / "run"), config_of(tmp_path))
+
+
+def test_a_run_folder_with_a_file_in_the_place_of_the_checkpoints_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(InputError, match=r"holds a file checkpoints; choose another run.dir"):
+        check_folder(RunFolder(tmp_path), config_of(tmp_path))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import atexit
 import json
 import sys
 from pathlib import Path
@@ -90,8 +91,30 @@ def test_wandb_that_fails_on_the_way_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, lambda **kwargs: FakeRun(fails=True))
+    monkeypatch.setattr(atexit, "register", lambda hook: None)
     mirror = WandbMirror("online", tmp_path)
     for step in range(3):
         mirror.log({"train/step": step})
     mirror.close()
     assert capsys.readouterr().err == "distsam: W&B failed, the run goes on without it: no network\n"
+
+
+def test_wandb_that_failed_on_the_way_leaves_quietly_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its process was killed: wandb's own hook then printed a traceback of forty lines at exit."""
+    hooks: list[Any] = []
+    monkeypatch.setattr(atexit, "register", hooks.append)
+    install(monkeypatch, lambda **kwargs: FakeRun(fails=True))
+    ended: list[str] = []
+
+    def teardown() -> None:
+        ended.append("asked")
+        raise ConnectionResetError("the process is gone")
+
+    monkeypatch.setattr(sys.modules["wandb"], "teardown", teardown, raising=False)
+    WandbMirror("online", tmp_path).log({"train/step": 1})
+    for hook in hooks:
+        hook()
+    assert ended == ["asked"]
+    assert len(capsys.readouterr().err.splitlines()) == 1
