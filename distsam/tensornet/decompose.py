@@ -39,12 +39,12 @@ def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) 
         K float64 tensors on CPU.
 
     Raises:
-        InputError: the format has no decomposition, the shapes differ, an entry is infinite, or all are
-            missing or zero.
+        InputError: the format has no decomposition, the tensor is not real, the shapes differ, an entry is infinite,
+            or all are missing or zero.
     """
     if spec.format not in _DECOMPOSITIONS:
         raise InputError(f"format {spec.format!r} has no decomposition; it must be one of {', '.join(_DECOMPOSITIONS)}")
-    array = tensor.detach().cpu().double().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor, np.float64)
+    array = _real_array(tensor)
     if array.shape != spec.shape:
         raise InputError(f"tensor of shape {array.shape}; this network has {spec.shape}")
     present = ~np.isnan(array)
@@ -57,6 +57,14 @@ def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) 
         generator = RandomState(seed if seed < 2**32 else [seed % 2**32, seed >> 32])
         arrays = _DECOMPOSITIONS[spec.format](array, present, spec, generator)
     return equalise_norms([torch.from_numpy(np.ascontiguousarray(core)) for core in arrays])
+
+
+def _real_array(tensor: Tensor | np.ndarray) -> np.ndarray:
+    is_complex = tensor.is_complex() if isinstance(tensor, Tensor) else np.asarray(tensor).dtype.kind not in "fiub"
+    if is_complex:
+        kind = tensor.dtype if isinstance(tensor, Tensor) else np.asarray(tensor).dtype
+        raise InputError(f"tensor of dtype {kind}; it must be real numbers (float, integer or bool)")
+    return tensor.detach().cpu().double().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor, np.float64)
 
 
 def equalise_norms(cores: Sequence[Tensor]) -> list[Tensor]:

@@ -5,7 +5,8 @@ from math import prod
 from typing import Any
 
 from distsam.errors import InputError
-from distsam.tensornet.spec import NetworkSpec, checked_size
+from distsam.tensornet.arguments import checked_list, checked_size, is_list
+from distsam.tensornet.spec import NetworkSpec
 
 
 def cp(shape: Sequence[int], bond_dim: int) -> NetworkSpec:
@@ -18,6 +19,7 @@ def cp(shape: Sequence[int], bond_dim: int) -> NetworkSpec:
     Raises:
         InputError: a size is no integer of at least 1, or the bond is larger than the tensor allows.
     """
+    shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
     sizes["r"] = checked_size(bond_dim, "bond_dim")
     modes = _mode_names(shape)
@@ -34,6 +36,7 @@ def tucker(shape: Sequence[int], ranks: Sequence[int]) -> NetworkSpec:
     Raises:
         InputError: a size is no integer of at least 1, or a rank is larger than the tensor allows.
     """
+    shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
     ranks = _size_list(ranks, "ranks", len(shape))
     modes = _mode_names(shape)
@@ -53,6 +56,7 @@ def tt(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
     Raises:
         InputError: a size is no integer of at least 1, or a bond is larger than the tensor allows.
     """
+    shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
     modes = _mode_names(shape)
     bonds = tuple(f"b{k}" for k in range(1, len(shape)))
@@ -73,6 +77,7 @@ def tr(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
         InputError: a size is no integer of at least 1, or two bonds of a core together exceed what the tensor
             allows (the product of the other modes).
     """
+    shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
     modes = _mode_names(shape)
     bonds = tuple(f"b{k}" for k in range(len(shape)))
@@ -100,6 +105,11 @@ def einsum_network(equation: str, sizes: Mapping[str, int]) -> NetworkSpec:
         InputError: the equation cannot be read, an index stands twice in one core, a mode is in no core, sizes
             and equation disagree, or a bond is larger than the tensor allows.
     """
+    if not isinstance(equation, str) or not isinstance(sizes, Mapping):
+        raise InputError(
+            f"equation {equation!r} and sizes {sizes!r}: give a text such as 'ir,jr,kr->ijk' and a mapping from letter "
+            "to size"
+        )
     left, arrow, right = equation.replace(" ", "").partition("->")
     letters = left.replace(",", "") + right
     if not arrow or not right or not letters.isalpha() or "" in left.split(","):
@@ -132,8 +142,9 @@ def _mode_sizes(shape: Sequence[int]) -> dict[str, int]:
 
 
 def _size_list(value: Any, key: str, length: int) -> list[int]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
+    if not is_list(value):
         return [checked_size(value, key)] * length
-    if len(value) != length:
-        raise InputError(f"{key} {list(value)} has {len(value)} entries; this shape needs {length}")
-    return [checked_size(size, f"{key}[{k}]") for k, size in enumerate(value)]
+    sizes = checked_list(value, key)
+    if len(sizes) != length:
+        raise InputError(f"{key} {sizes} has {len(sizes)} entries; this shape needs {length}")
+    return [checked_size(size, f"{key}[{k}]") for k, size in enumerate(sizes)]

@@ -1,5 +1,6 @@
 """Where the cores start: entries of a given size, and core norms equal or in given ratios."""
 
+from collections import Counter
 from collections.abc import Sequence
 from math import exp, inf, isfinite, log
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distsam.errors import InputError
+from distsam.tensornet.arguments import checked_list, checked_positive
 from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.spec import NetworkSpec
 
@@ -35,7 +37,7 @@ def draw_cores(
     Raises:
         InputError: std or a norm is not positive and finite, or there are not K norms.
     """
-    _check_positive(std, "init_std")
+    std = checked_positive(std, "init_std")
     ratios = [1.0] * spec.num_cores if norms is None else _checked_norms(spec, norms)
     device = generator.device if generator is not None else torch.device("cpu")
     cores = []
@@ -47,37 +49,44 @@ def draw_cores(
 
 def rescale_cores(spec: NetworkSpec, cores: Sequence[Tensor], std: float) -> list[Tensor]:
     """All cores times one factor, such that the root mean square of the entries is `std`."""
-    log_wanted = log(std) + 0.5 * sum(log(size) for size in spec.shape)
-    factor = exp((log_wanted - log_tensor_norm(spec, cores)) / spec.num_cores)
+    log_wanted, log_norm = log(std) + 0.5 * sum(log(size) for size in spec.shape), log_tensor_norm(spec, cores)
+    if not isfinite(log_norm):
+        raise InputError(
+            f"network of {spec.num_cores} cores: the norm of its tensor leaves float64, std={std} cannot be met"
+        )
+    factor = exp((log_wanted - log_norm) / spec.num_cores)
     return [core * factor for core in cores]
 
 
 def log_tensor_norm(spec: NetworkSpec, cores: Sequence[Tensor]) -> float:
-    """log ||T||, -inf if T is zero, by contracting the network with itself: T is never built.
+    """log ||T||, -inf if T is zero or leaves float64, by contracting the network with itself: T is never built.
 
     The logarithm, because the product of many core norms can leave float64.
     """
     norms = [float(torch.linalg.vector_norm(core.double())) for core in cores]
     if min(norms) == 0:
         return -inf
-    units = [core.double() / norm for core, norm in zip(cores, norms, strict=True)]
+    # Each scaled so that ||T|| is about 1: of norm 1 alone, a thousand of them would leave float64.
+    log_scale = _log_expected_norm(spec) / spec.num_cores
+    units = [core.double() / (norm * exp(log_scale)) for core, norm in zip(cores, norms, strict=True)]
     second_copy = tuple(tuple(i + "'" if i in spec.bonds else i for i in core) for core in spec.cores)
     sizes = spec.sizes + tuple((bond + "'", spec.size(bond)) for bond in spec.bonds)
     norm_sq = float(contract(plan_contraction(spec.cores + second_copy, (), sizes), units + units))
-    return (0.5 * log(norm_sq) if norm_sq > 0 else -inf) + sum(log(norm) for norm in norms)
+    log_units = 0.5 * log(norm_sq) if 0 < norm_sq < inf else -inf
+    return log_units + spec.num_cores * log_scale + sum(log(norm) for norm in norms)
+
+
+def _log_expected_norm(spec: NetworkSpec) -> float:
+    """log of the root of E||T||^2 over Gaussian cores of norm 1."""
+    carriers = Counter(index for core in spec.cores for index in core)
+    return -0.5 * sum((count - 1) * log(spec.size(index)) for index, count in carriers.items())
 
 
 def _checked_norms(spec: NetworkSpec, norms: Sequence[float]) -> list[float]:
-    if len(norms) != spec.num_cores:
+    given = checked_list(norms, "init_norms")
+    if len(given) != spec.num_cores:
         raise InputError(
-            f"init_norms {list(norms)} has {len(norms)} entries; this network has {spec.num_cores} cores "
+            f"init_norms {given} has {len(given)} entries; this network has {spec.num_cores} cores "
             f"({', '.join(spec.core_names)})"
         )
-    for k, norm in enumerate(norms):
-        _check_positive(norm, f"init_norms[{k}]")
-    return [float(norm) for norm in norms]
-
-
-def _check_positive(value: float, key: str) -> None:
-    if not (isinstance(value, int | float) and isfinite(value) and value > 0):
-        raise InputError(f"{key} is {value!r}; it must be a positive finite number")
+    return [checked_positive(norm, f"init_norms[{k}]") for k, norm in enumerate(given)]

@@ -48,7 +48,9 @@ class TensorNetwork(nn.Module):
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
-        if not dtype.is_floating_point:
+        if not isinstance(spec, NetworkSpec):
+            raise InputError(f"spec is {spec!r}; it must be a NetworkSpec, such as distsam.cp((4, 5, 6), 2)")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise InputError(f"dtype {dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
         cores = draw_cores(spec, std=std, norms=norms, generator=generator)
@@ -74,6 +76,10 @@ class TensorNetwork(nn.Module):
             InputError: `indices` is not a (B, order) int64 tensor.
             IndexError: a position is outside its mode (on an accelerator torch's own assertion).
         """
+        if not isinstance(indices, Tensor):
+            raise InputError(
+                f"indices: a {type(indices).__name__}; it must be a tensor (B, {self.spec.order}), torch.int64"
+            )
         if indices.dtype != torch.int64 or indices.dim() != 2 or indices.shape[1] != self.spec.order:
             given = f"shape {tuple(indices.shape)}, {indices.dtype}"
             raise InputError(f"indices: {given}; it must be (B, {self.spec.order}), torch.int64")

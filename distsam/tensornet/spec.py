@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
-from operator import index as as_int
-from typing import Any
 
 from distsam.errors import InputError
+from distsam.tensornet.arguments import checked_size
 
 # The key under which a user gives the bond sizes of each format; error messages name it.
 BOND_KEYS = {"cp": "bond_dim", "tucker": "ranks", "tt": "bond_dim", "tr": "bond_dim", "einsum": "sizes"}
@@ -82,21 +81,6 @@ class NetworkSpec:
     def num_parameters(self) -> int:
         """Number of elements of all cores together."""
         return sum(prod(shape) for shape in self.core_shapes)
-
-
-def checked_size(value: Any, what: str) -> int:
-    """The integer that `value` is, at least 1.
-
-    Raises:
-        InputError: it is no integer (booleans count as none) or below 1; the message names `what`.
-    """
-    try:
-        size = None if isinstance(value, bool) else as_int(value)
-    except TypeError:
-        size = None
-    if size is None or size < 1:
-        raise InputError(f"{what} is {value!r}; it must be an integer of at least 1")
-    return size
 
 
 def _check_names(spec: NetworkSpec) -> None:
