@@ -263,3 +263,11 @@ def test_settings_that_cannot_be_are_refused_by_their_key(change, parts):
         task(**change)
     for part in parts:
         assert part in str(caught.value)
+
+
+def test_predictions_far_from_zero_keep_what_the_network_knows():
+    """In float32 a mean of 1e8 would swallow whatever it predicts beside it."""
+    far = dataclasses.replace(ENTRIES, values=ENTRIES.values + 1e8)
+    model = Table(learnt(TENSOR)).float()
+    predicted = CompletionTask(far, SPLIT, dtype=torch.float32).predict(model, ENTRIES.indices)
+    assert predicted == pytest.approx(far.values, abs=1e-5)

@@ -59,6 +59,7 @@ def test_resume_may_change_steps_cadence_and_place(tmp_path: Path) -> None:
         ("optim", "base", "sgd", "optim.base: 'sgd' differs"),
         ("run", "seed", 1, "run.seed: 1 differs .* where it is 0"),
         ("train", "batch_size", 4, "train.batch_size: 4 differs .* where it is None"),
+        ("train", "loss", "sum", "train.loss: 'sum' differs .* where it is 'mean'"),
     ],
 )
 def test_resume_from_another_run_names_the_first_difference(
