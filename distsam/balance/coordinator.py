@@ -226,7 +226,8 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
         # The laws are those of cores that all move, at one rate.
         return covariance(s, gamma), None, None, None
     rate = rates.pop()
-    measured = (norm_deviation(after) - norm_deviation(s)) / rate if rate else None
+    # At rate 0, infinite or NaN: not published.
+    measured = (norm_deviation(after) - norm_deviation(s)) / rate
     return covariance(s, gamma), deviation_rate(s, first_order), deviation_rate(s, exact), measured
 
 

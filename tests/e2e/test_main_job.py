@@ -129,6 +129,23 @@ def test_early_stopping_ends_the_run_and_scores_the_best_weights(tmp_path: Path)
     assert summary["validation/r2"] == pytest.approx(best, rel=1e-9)
 
 
+def test_the_last_weights_are_the_best_while_they_are_and_no_longer(tmp_path: Path) -> None:
+    """Step 20 is evaluated only because training ends there; the resume that makes it worse must forget it."""
+    run_dir, keys = tmp_path / "run", ["train.eval_every=7", "train.steps=20", "data.validation=0.2"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *keys)
+    assert result.exit_code == 0, result.output
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert (summary["best_step"], summary["weights"]) == (20, "best")
+    assert summary["heldout/r2"] == summary["last/heldout/r2"]
+    keys[1:2] = ["train.steps=21", "train.resume=auto", "optim.lr=10"]
+    result = invoke("train", small_config(tmp_path), f"run.dir={run_dir}", *keys)
+    assert result.exit_code == 0, result.output
+    worse = json.loads((run_dir / "summary.json").read_text())
+    assert worse["last/validation/r2"] < summary["validation/r2"]
+    assert (worse["best_step"], worse["weights"]) == (14, "best")
+    assert worse["heldout/r2"] > worse["last/heldout/r2"]
+
+
 def test_a_validation_share_without_r2_does_not_stop_training_early(tmp_path: Path) -> None:
     """An undefined R2 counted as one that is no better, and training ended after so many evaluations."""
     overrides = ["data.validation=0.01", "train.early_stopping=2", "train.log_every=5", "train.steps=40"]

@@ -53,3 +53,13 @@ def test_a_mistake_is_said_by_the_rank_that_is_heard(
     line = "distsam: x: wrong\n" if rank == "0" else f"distsam: rank {rank}: x: wrong\n"
     assert capsys.readouterr().err == (line if "speaks" in expected else "")
     assert bool(waits) == ("waits" in expected)
+
+
+def test_scores_that_are_not_finite_are_null_in_json() -> None:
+    """A diverged run gave `Infinity`, which is no JSON."""
+    assert cli._without_infinities({"a": float("inf"), "b": float("nan"), "c": None, "d": 0.5}) == {
+        "a": None,
+        "b": None,
+        "c": None,
+        "d": 0.5,
+    }

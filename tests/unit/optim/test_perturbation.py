@@ -88,3 +88,19 @@ def test_chunks_of_many_and_of_large_tensors_move_all_alike() -> None:
         for p, w in zip(params, before, strict=True):
             torch.testing.assert_close(p.detach() - w, torch.full_like(w, each), rtol=1e-9, atol=1e-15)
     assert all(torch.equal(p, w) for p, w in zip(params, before, strict=True))
+
+
+def test_weights_come_back_bit_for_bit_in_another_precision_than_the_last_time() -> None:
+    """The buffers of the first time would keep half of the digits."""
+    model = torch.nn.Linear(5, 3)
+    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    for dtype in (torch.float32, torch.float64):
+        model.to(dtype)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.rand(p.shape, dtype=dtype))
+                p.grad = torch.rand_like(p)
+        before = [p.detach().clone() for p in model.parameters()]
+        with sam.perturbed():
+            assert not torch.equal(model.weight, before[0])
+        assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))

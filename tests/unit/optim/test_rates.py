@@ -5,7 +5,7 @@ import torch
 from two_networks import ETA, Still, TwoNetworks, after_one_step, squares
 
 import distsam
-from distsam.balance import deviation_rate
+from distsam.balance import covariance, deviation_rate
 
 
 def test_the_predicted_rate_holds_what_a_rescale_does() -> None:
@@ -53,3 +53,21 @@ def test_rates_are_unknown_where_cores_move_at_different_rates() -> None:
     assert snapshot["balance/a/measured_rate"] is None
     assert snapshot["balance/a/predicted_rate"] is None
     assert isinstance(snapshot["balance/b/measured_rate"], float)
+
+
+def test_a_coordinator_that_joins_late_reads_its_own_networks() -> None:
+    """It reads the measured cores by position; the optimizer had measured one network only, the second of the model."""
+    model = TwoNetworks()
+    networks = distsam.core_networks(model)
+    das = distsam.DAS(torch.optim.SGD(model.parameters(), lr=ETA), networks[1:], alpha=0.7)
+    after_one_step(model, das)
+    coordinator = distsam.BalanceCoordinator(model, das)
+    das.zero_grad()
+    model.loss().backward()
+    expected = [
+        covariance(squares([c.detach() for c in n.cores]), squares([c.grad for c in n.cores])) for n in networks
+    ]
+    das.step()
+    snapshot = coordinator.snapshot()
+    for name, s, gamma in zip("ab", norms_sq, gammas, strict=True):
+        assert snapshot[f"balance/{name}/covariance"] == pytest.approx(float(covariance(s, gamma)), rel=1e-12)
