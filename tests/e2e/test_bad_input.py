@@ -179,7 +179,7 @@ def test_a_diverged_run_ends_with_1_and_keeps_its_rows(tmp_path: Path) -> None:
     assert result.exit_code == 1
     [line] = result.stderr.splitlines()
     assert line.startswith("distsam: step ")
-    assert line.endswith("and go on from them with train.resume=auto")
+    assert line.endswith("and start anew, or go on from them with train.resume=auto")
     rows = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["train/step"] == 0
     assert not (tmp_path / "run" / "summary.json").exists()

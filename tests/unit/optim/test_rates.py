@@ -64,9 +64,8 @@ def test_a_coordinator_that_joins_late_reads_its_own_networks() -> None:
     coordinator = distsam.BalanceCoordinator(model, das)
     das.zero_grad()
     model.loss().backward()
-    expected = [
-        covariance(squares([c.detach() for c in n.cores]), squares([c.grad for c in n.cores])) for n in networks
-    ]
+    norms_sq = [squares([c.detach() for c in n.cores]) for n in networks]
+    gammas = [squares([c.grad for c in n.cores]) for n in networks]
     das.step()
     snapshot = coordinator.snapshot()
     for name, s, gamma in zip("ab", norms_sq, gammas, strict=True):
