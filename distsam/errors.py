@@ -14,7 +14,7 @@ class SharedInputError(InputError):
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a non-finite loss or gradient; the weights are those of the last good step."""
+    """Too many steps in a row had a non-finite loss or gradient; the weights are the last finite ones."""
 
 
 class CheckpointFailed(RuntimeError):

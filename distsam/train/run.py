@@ -35,7 +35,7 @@ def run_training(config: Config) -> Summary:
 
     Raises:
         InputError: something in the config cannot be used; nothing was written then.
-        TrainingDiverged: too many non-finite steps in a row; the last good weights are saved.
+        TrainingDiverged: too many non-finite steps in a row; the last finite weights are saved.
         CheckpointFailed: a checkpoint could not be written.
     """
     if config.train.num_threads is not None:
@@ -142,7 +142,7 @@ class _Run:
             print(f"distsam: {doubt}", file=sys.stderr, flush=True)
 
     def _run_loop(self, loop: TrainingLoop) -> None:
-        """The loop; where it diverges, on all ranks together, the last good weights are saved."""
+        """The loop; where it diverges, on all ranks together, the last finite weights are saved."""
         try:
             loop.run()
         except TrainingDiverged as error:
