@@ -8,27 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from methods import Build, every_method
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from two_networks import Still
 
 import distsam
 from distsam.balance import coordinator as coordinator_file
-from distsam.optim import Plain, Wrapper
 from distsam.optim.guard import StepGuard
 
-Build = Callable[[torch.optim.Optimizer, nn.Module], Wrapper]
-METHODS: dict[str, Build] = {
-    "plain": lambda base, model: Plain(base),
-    "sam": lambda base, model: distsam.SAM(base, rho=0.1),
-    "sam:network": lambda base, model: distsam.SAM(base, rho=0.1, scope="network", model=model),
-    "sam:core": lambda base, model: distsam.SAM(base, rho=0.1, scope="core", model=model),
-    "das": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1),
-    "nbar": lambda base, model: distsam.BAR(base, distsam.core_networks(model), alpha=0.1),
-    "obar": lambda base, model: distsam.BAR(base, distsam.core_networks(model), alpha=0.1, rule="obar"),
-    "sam+das": lambda base, model: distsam.SAM(distsam.DAS(base, distsam.core_networks(model), alpha=0.1), rho=0.1),
-}
 RATES: dict[str, Callable[[], list[float | Tensor]]] = {
     "one rate": lambda: [0.1, 0.1],
     "two rates": lambda: [0.1, 0.2],
@@ -47,6 +35,13 @@ class Copies(TorchDispatchMode):
         if len({t.device for t in leaves if t.dim() > 0}) > 1 and not kwargs.get("non_blocking"):
             raise AssertionError(f"{func}: the host waits for a copy")
         return out
+
+
+class Still(torch.optim.SGD):
+    """Moves nothing: what a base optimizer does with a rate on the device is its own affair."""
+
+    def step(self, closure: Any = None) -> None:
+        """Leave the weights."""
 
 
 def networks_on_meta() -> nn.ModuleList:
@@ -78,13 +73,12 @@ def forbid_tensors_from_host(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("rates", RATES.values(), ids=RATES.keys())
-@pytest.mark.parametrize("build", METHODS.values(), ids=METHODS.keys())
+@every_method
 def test_the_host_waits_nowhere_but_in_accepts(
     monkeypatch: pytest.MonkeyPatch, build: Build, rates: Callable[[], list[float | Tensor]]
 ) -> None:
     model = networks_on_meta()
     groups = [{"params": list(n.parameters()), "lr": lr} for n, lr in zip(model, rates(), strict=True)]
-    # What a base optimizer does with a rate on the device is its own affair.
     optimizer = build(Still(groups), model)
     closure = closure_of(model)
     # The copies of the coordinator cannot run here; that they do not wait is written in them.
