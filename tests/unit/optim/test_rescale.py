@@ -237,5 +237,6 @@ def test_the_count_of_bounded_rescales_survives_a_resume() -> None:
     resumed = distsam.SAM(
         distsam.DAS(torch.optim.SGD(network.parameters(), lr=0.1), distsam.core_networks(network), alpha=1e9)
     )
-    resumed.load_counters(das.counters())
-    assert resumed.counters()["num_clipped"] == 1
+    for count in (1, 5, 3):
+        resumed.load_counters({**das.counters(), "num_clipped": count})
+        assert resumed.counters()["num_clipped"] == count

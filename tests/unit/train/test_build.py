@@ -103,3 +103,22 @@ def test_the_seed_of_the_run_draws_the_start(tmp_path: Path, init: str) -> None:
     first, again, other = start(), start(), start("run.seed=1")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_norms_and_std_of_the_start_are_those_asked_for(tmp_path: Path) -> None:
+    def start(*overrides: str) -> distsam.TensorNetwork:
+        config = config_of(tmp_path, "network.dtype=float64", *overrides)
+        return build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu"))).model
+
+    def rms(network: distsam.TensorNetwork) -> float:
+        return float(network.dense().detach().square().mean().sqrt())
+
+    norms = [float(core.detach().norm()) for core in start("network.init_norms=[1,2,4]").cores]
+    assert [norm / norms[0] for norm in norms] == pytest.approx([1, 2, 4], rel=1e-12)
+    assert rms(start("network.init_std=0.3")) == pytest.approx(0.3, rel=1e-12)
+    assert rms(start()) == pytest.approx(1, rel=1e-12)  # of standardised values
+    config = config_of(tmp_path)
+    problem = build_problem(config)
+    spread = float(problem.entries.values[problem.split.train].std())
+    assert spread != pytest.approx(1, rel=0.01)
+    assert rms(start("data.standardise=false")) == pytest.approx(spread, rel=1e-12)
