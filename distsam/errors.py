@@ -9,6 +9,24 @@ class InputError(ValueError):
     """
 
 
+class ArgumentError(InputError):
+    """An InputError about one argument of a call: `argument: problem`.
+
+    Rooms that know no config raise it with the argument's own name; whoever knows by which key the user gave that
+    argument (train, for config keys) says it anew with the key. One dialect: `key: what is wrong with its value; what
+    would be right`.
+
+    Args:
+        argument: name of the parameter, with an index or key behind it where one element is meant: "ranks[1]".
+        problem: the value, what is wrong with it, and what would be right.
+    """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(f"{argument}: {problem}")
+        self.argument = argument
+        self.problem = problem
+
+
 class SharedInputError(InputError):
     """An InputError that every rank raises together, so that one of them is enough to say it."""
 
