@@ -10,7 +10,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distsam.errors import InputError
 from distsam.train.config import Config, validate
-from distsam.train.config_checks import check_fit
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -28,7 +27,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         if str(mistake) == _mistake_in(given, Path(path)):
             raise InputError(f"{path}: {mistake}") from None
         raise
-    return _with_defaults(config, Path(path))
+    return _with_run_folder(config, Path(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -43,9 +42,7 @@ def to_yaml(config: Config) -> str:
 
 def _checked(config: DictConfig, path: Path) -> Config:
     raw = _resolved(config, path)
-    checked = validate({section: {} if content is None else content for section, content in raw.items()})
-    check_fit(checked)
-    return checked
+    return validate(raw)
 
 
 def _mistake_in(config: DictConfig, path: Path) -> str | None:
@@ -57,15 +54,10 @@ def _mistake_in(config: DictConfig, path: Path) -> str | None:
     return None
 
 
-def _with_defaults(config: Config, path: Path) -> Config:
-    """The config with a run folder, and with a data file that is found from everywhere."""
-    update: dict[str, Any] = {}
-    if not config.run.dir:
-        update["run"] = config.run.model_copy(update={"dir": f"runs/{path.stem}"})
-    if config.data.path is not None:
-        absolute = str(Path(config.data.path).expanduser().absolute())
-        update["data"] = config.data.model_copy(update={"path": absolute})
-    return config.model_copy(update=update)
+def _with_run_folder(config: Config, path: Path) -> Config:
+    if config.run.dir:
+        return config
+    return config.model_copy(update={"run": config.run.model_copy(update={"dir": f"runs/{path.stem}"})})
 
 
 def _read(path: Path) -> DictConfig:

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from distsam.errors import InputError
-from distsam.train.config import all_keys
-from distsam.train.config_checks import split_method
+from distsam.train.config import section_forms
+from distsam.train.config_errors import all_keys
+from distsam.train.parts import METHODS
 from distsam.train.config_file import load_config, to_yaml
 
 MINIMAL = """
@@ -40,7 +41,7 @@ def test_resolved_config_loads_to_itself(path: Path, tmp_path: Path) -> None:
     config = load_config(path, ["optim.alpha=0.1", "run.dir=${data.source}"])
     saved = tmp_path / "config.yaml"
     saved.write_text(to_yaml(config))
-    assert load_config(saved) == config
+    assert load_config(saved).model_dump() == config.model_dump()
     assert config.run.dir == "covid19_serology"
 
 
@@ -67,7 +68,7 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("data.observed=0", "data.observed: 0 is not valid; must be > 0"),
         ("data.observed=1.01", "data.observed: 1.01 is not valid; must be <= 1"),
         ("network.ranks=[1,0]", "network.ranks[1]: 0 is not valid; must be >= 1"),
-        ("network.bond_dim=a", "network.bond_dim: 'a' is not valid; must be a whole number or a list"),
+        ("network.bond_dim=a", "network.bond_dim: 'a' is not used by network.format=tucker; it is for cp, tt, tr, and"),
         ("optim=3", "optim: 3 is not valid; must be a section with keys"),
         ("data=null", "data.source: is missing; A data set that installs"),
         ("wandb.mode=off", "wandb.mode: False is not valid; must be one of disabled, offline, online (YAML reads"),
@@ -80,24 +81,33 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("optim.method=sam+base", "optim.method: 'sam+base' is no sum; base stands alone"),
         ("optim.method=das+nbar", "optim.method: 'das+nbar' rescales twice"),
         ("optim.method=das", "optim.alpha: is missing; optim.method=das needs"),
-        ("optim.momentum=0.9", "optim.momentum: 0.9 is for sgd; optim.base is adam"),
+        ("optim.momentum=0.9", "optim.momentum: 0.9 is not used by optim.base=adam; it is for sgd; leave it out"),
         (
             "network.bond_dim=3",
-            "network.bond_dim: 3 is not used by network.format=tucker; it takes ranks; set network.bond",
+            "network.bond_dim: 3 is not used by network.format=tucker; it is for cp, tt, tr, and tucker takes ranks; leave",
         ),
         ("network.ranks=null", "network.ranks: is missing; network.format=tucker needs it"),
-        ("data.source=file", "data.path: is missing; source file needs a .npy or .npz file"),
+        ("data.source=file", "data.path: is missing; data.source=file needs it: The .npy or .npz file"),
         ("data.path=x.npz", "data.path: 'x.npz' is not used by data.source=covid19_serology"),
         ("data.source=lowrank", "data.equation: is missing; data.source=lowrank needs it"),
         ("data.split=fibres", "data.fibre_mode: is missing"),
-        ("data.seed=1", "data.seed: 1 is for data.source=lowrank; the source is covid19_serology: the split"),
-        ("data.noise=0.1", "data.noise: 0.1 is for data.source=lowrank; the source is covid19_serology: leave"),
+        ("data.seed=1", "data.seed: 1 is not used by data.source=covid19_serology; it is for lowrank"),
+        ("data.noise=0.1", "data.noise: 0.1 is not used by data.source=covid19_serology; it is for lowrank"),
         ("optim.norm=global", "optim.norm: 'global' is not used by optim.method=sam; it is for das"),
         ("optim.lambda_max=0.2", "optim.lambda_max: 0.2 is not used by optim.method=sam; it is for das"),
         ("optim.lr=nan", "optim.lr: 'nan' is not valid; must be a finite number"),
         ("optim.lr=-Inf", "optim.lr: '-Inf' is not valid; must be a finite number"),
-        ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
-        ("sharding.replicas=2", "sharding.replicas: 2 needs sharding.plan=fsdp"),
+        ("network.sizes={a:2}", "network.sizes: {'a:2': None} is not used by network.format=tucker; it is for einsum"),
+        ("optim.final_lr=0.1", "optim.final_lr: 0.1 is not used by optim.schedule=constant; set optim.schedule to"),
+        ("optim.final_rho=0.1", "optim.final_rho: 0.1 is not used by optim.rho_schedule=constant"),
+        ("optim.warmup_steps=100", "optim.warmup_steps: 100 is not below train.steps=100: the schedule is longer"),
+        ("optim.rho_warmup_steps=101", "optim.rho_warmup_steps: 101 is not below train.steps=100"),
+        ("optim.clip_norm=0", "optim.clip_norm: 0 is not valid; must be > 0"),
+        ("optim.clip_norm=-1", "optim.clip_norm: -1 is not valid; must be > 0"),
+        ("train.accumulate=0", "train.accumulate: 0 is not valid; must be >= 1"),
+        ("task.target=m:f", "data: is not used by task.kind=target; it is for completion; leave it out"),
+        ("task.kind=compleion", "task.kind: 'compleion' is not valid; must be one of completion, target"),
+        ("sharding.replicas=2", "sharding.replicas: 2 is not used by sharding.plan=replicate; it is for fsdp"),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_remedy(path: Path, override: str, message: str) -> None:
@@ -117,9 +127,9 @@ def test_a_format_without_its_size_is_refused(path: Path, formatting: str, key: 
 
 
 def test_defaults_of_keys_that_are_not_used_may_stand(path: Path) -> None:
-    """A saved config.yaml holds them all."""
+    """A config of before, or one that serves several parts, holds keys of parts that were not chosen."""
     config = load_config(path, ["data.seed=0", "data.noise=0.0", "optim.scope=global", "optim.method=base"])
-    assert config.data.seed == 0
+    assert (config.optim.method, config.optim.rho) == ("base", 0.05)
 
 
 def test_a_scope_without_sam_is_refused(path: Path) -> None:
@@ -168,10 +178,10 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
 
 
 def test_methods_split_into_their_parts() -> None:
-    assert split_method("sam+das") == ("sam", "das")
-    assert split_method("base") == ("base",)
+    assert [part.word for part in METHODS.split("das + sam")] == ["sam", "das"], "the outermost first"
+    assert METHODS.split("base") == ()
     with pytest.raises(InputError, match="names a part twice"):
-        split_method("sam+sam")
+        METHODS.split("sam+sam")
 
 
 def test_the_keys_that_others_script_against_are_there() -> None:
@@ -184,4 +194,33 @@ def test_the_keys_that_others_script_against_are_there() -> None:
         "train": ("steps", "batch_size", "log_every", "resume"),
         "wandb": ("mode",),
     }
-    assert {f"{section}.{key}" for section, keys in promised.items() for key in keys} <= set(all_keys())
+    assert {f"{section}.{key}" for section, keys in promised.items() for key in keys} <= set(all_keys(section_forms({})))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["network.format=cp", "network.ranks=null", "network.bond_dim=a"], "a whole number"),
+        (["network.format=tt", "network.ranks=null", "network.bond_dim=a"], "a whole number or a list"),
+        (["network.format=tt", "network.ranks=null", "network.bond_dim=[0]"], "network.bond_dim: .* must be"),
+        (
+            ["network.format=einsum", "network.ranks=null", "network.equation='a->a'", "network.sizes={a:2}"],
+            r"network.sizes\[a:2\]: needs a space after each colon, as in {a: 2}",
+        ),
+        (["train.batch_size=10", "train.accumulate=4"], "train.accumulate: 4 micro-batches do not divide train.batch"),
+        (["train.precision=bf16", "network.dtype=float64"], "network.dtype: float64 contradicts train.precision=bf16"),
+    ],
+)
+def test_keys_of_parts_are_checked_with_them(path: Path, overrides: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        load_config(path, overrides)
+
+
+def test_a_target_needs_neither_data_nor_network(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text("task: {target: 'mine:make', arguments: {width: 3}}\ntrain: {steps: 2}\n")
+    config = load_config(file)
+    assert (config.task.kind, config.task.target, config.task.arguments) == ("target", "mine:make", {"width": 3})
+    assert not hasattr(config, "data")
+    with pytest.raises(InputError, match=r"train.batch_size: unknown key"):
+        load_config(file, ["train.batch_size=3"])

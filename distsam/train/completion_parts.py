@@ -1,0 +1,243 @@
+"""The keys of the completion task, of its data sources and of its networks, and how each is built."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from distsam.errors import ArgumentError, InputError
+from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.seams import Part, Seam, Section
+
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+class DataKeys(Section):
+    """Which entries there are, and which of them training may see."""
+
+    source: str = Field(
+        description="A data set that installs with distsam, a file of yours, or a synthetic low-rank tensor."
+    )
+    observed: float = Field(default=0.8, gt=0, le=1, description="Share of the entries that is not held out.")
+    validation: float = Field(default=0.1, ge=0, lt=1, description="Share of the observed kept for choosing weights.")
+    split: Literal["random", "fibres"] = Field(default="random", description="Hold out entries or whole fibres.")
+    fibre_mode: int | None = Field(default=None, ge=0, description="The mode along which fibres are held out.")
+    standardise: bool = Field(default=True, description="Shift and scale values by the training entries' mean, std.")
+
+    def check(self) -> None:
+        if self.split == "fibres" and self.fibre_mode is None:
+            raise ArgumentError("fibre_mode", "is missing; data.split=fibres needs the mode that fibres run along")
+
+
+class InstalledKeys(Section):
+    """A data set that installs with distsam needs no further keys."""
+
+
+class FileKeys(Section):
+    """source: file."""
+
+    path: str = Field(description="The .npy or .npz file.")
+
+    @field_validator("path")
+    @classmethod
+    def _found_from_everywhere(cls, path: str) -> str:
+        return str(Path(path).expanduser().absolute())
+
+
+class LowrankKeys(Section):
+    """source: lowrank."""
+
+    equation: str = Field(description="Einsum of the truth's cores.")
+    sizes: dict[str, PositiveInt] = Field(description="Size of every letter of the equation.")
+    noise: float = Field(default=0.0, ge=0, description="Noise, in units of the truth's standard deviation.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the truth and its noise.")
+
+
+class NetworkKeys(Section):
+    """The tensor network that is fitted."""
+
+    format: str = Field(description="How cores are connected.")
+    init: Literal["gaussian", "data"] = Field(default="gaussian", description="Random start, or a decomposition.")
+    init_std: PositiveFloat | None = Field(default=None, description="Std of the start's entries; null: the data's.")
+    init_norms: list[PositiveFloat] | None = Field(
+        default=None,
+        description="Relative start norms, one a core; null: all equal, so that the deviation is 0.",
+    )
+    dtype: Literal["float32", "float64"] | None = Field(
+        default=None, description="Type of the cores; null: that of train.precision, else float32."
+    )
+
+    def check(self) -> None:
+        for key in ("init_norms", "init_std"):
+            if self.init == "data" and getattr(self, key) is not None:
+                raise ArgumentError(key, "is not used by network.init=data; set init to gaussian")
+
+
+class CPKeys(Section):
+    """format: cp."""
+
+    bond_dim: PositiveInt = Field(description="Size of the bond.")
+
+
+class BondKeys(Section):
+    """format: tt and tr."""
+
+    bond_dim: PositiveInt | list[PositiveInt] = Field(description="One size for all bonds, or one a bond.")
+
+
+class TuckerKeys(Section):
+    """format: tucker."""
+
+    ranks: list[PositiveInt] = Field(description="One size a mode.")
+
+
+class EinsumKeys(Section):
+    """format: einsum."""
+
+    equation: str = Field(description="Cores -> modes, such as 'ia,ab,bj->ij'.")
+    sizes: dict[str, PositiveInt] = Field(description="Size of every bond; the modes' sizes come from the data.")
+
+
+class CompletionKeys(Section):
+    """task.kind: completion takes no keys in the task section."""
+
+
+class CompletionTrainKeys(Section):
+    """What completion adds to the train section."""
+
+    batch_size: PositiveInt | None = Field(default=None, description="Entries a step over all ranks; null: all.")
+    loss: Literal["mean", "sum"] = Field(default="mean", description="Mean or sum of the squared errors.")
+
+
+def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: Any) -> Any:
+    """The completion task of this rank.
+
+    Args:
+        sources, formats: the seams of data.source and network.format.
+        config: of the run.
+        context: a TaskContext.
+
+    Raises:
+        InputError: the data cannot be used, or the network does not fit it.
+    """
+    from distsam.tasks.completion import CompletionTask
+    from distsam.tasks.split import split_entries
+
+    data, network = config.part_keys("data", DataKeys), config.part_keys("network", NetworkKeys)
+    train = config.part_keys("train", CompletionTrainKeys)
+    with arguments_as_keys("data", how="data.split", mode="data.fibre_mode"):
+        entries = sources.chosen(data).build(data)
+        split = split_entries(
+            entries, data.observed, data.validation, data.split, data.fibre_mode, seed=config.run.seed
+        )
+    with arguments_as_keys("network"):
+        spec = formats.chosen(network).build(network, entries.shape)
+    if network.dtype is not None:
+        context = replace(context, dtype=torch_dtype(network.dtype))
+    with arguments_as_keys("network", batch_size="train.batch_size", loss="train.loss"):
+        return CompletionTask(
+            context,
+            entries,
+            split,
+            spec,
+            batch_size=train.batch_size,
+            loss=train.loss,
+            standardise=data.standardise,
+            init=network.init,
+            init_std=network.init_std,
+            init_norms=network.init_norms,
+        )
+
+
+def check_task(config: Any) -> None:
+    """InputError where keys of several sections do not fit a completion."""
+    if config.train.early_stopping is not None and config.data.validation == 0:
+        raise InputError(f"train.early_stopping: {config.train.early_stopping} needs data.validation > 0")
+    precision, dtype = config.train.precision, config.network.dtype
+    if None not in (precision, dtype) and dtype != {"bf16": "float32"}.get(precision, precision):
+        raise InputError(f"network.dtype: {dtype} contradicts train.precision={precision}; leave one of them out")
+    size, count = config.train.batch_size, config.train.accumulate
+    if size is not None and size % count:
+        raise InputError(
+            f"train.accumulate: {count} micro-batches do not divide train.batch_size={size}; "
+            "choose numbers that divide"
+        )
+
+
+def installed(source: str) -> Callable[[Any], Any]:
+    """Builds the entries of a data set that installs with distsam."""
+
+    def build(data: DataKeys) -> Any:
+        from distsam.tasks.sources import load_source
+
+        return load_source(source)
+
+    return build
+
+
+def build_file(data: Any) -> Any:
+    """The entries of data.path."""
+    from distsam.tasks.sources import load_source
+
+    return load_source("file", data.path)
+
+
+def build_lowrank(data: Any) -> Any:
+    """The entries of a synthetic low-rank tensor."""
+    from distsam.tasks.sources import load_source
+
+    return load_source("lowrank", equation=data.equation, sizes=data.sizes, noise=data.noise, seed=data.seed)
+
+
+def build_cp(network: Any, shape: tuple[int, ...]) -> Any:
+    """network.format=cp."""
+    from distsam.tensornet import cp
+
+    return cp(shape, network.bond_dim)
+
+
+def build_tt(network: Any, shape: tuple[int, ...]) -> Any:
+    """network.format=tt."""
+    from distsam.tensornet import tt
+
+    return tt(shape, network.bond_dim)
+
+
+def build_tr(network: Any, shape: tuple[int, ...]) -> Any:
+    """network.format=tr."""
+    from distsam.tensornet import tr
+
+    return tr(shape, network.bond_dim)
+
+
+def build_tucker(network: Any, shape: tuple[int, ...]) -> Any:
+    """network.format=tucker."""
+    from distsam.tensornet import tucker
+
+    return tucker(shape, network.ranks)
+
+
+def build_einsum(network: EinsumKeys, shape: tuple[int, ...]) -> Any:
+    """network.format=einsum: the modes take their sizes from the data."""
+    from distsam.tensornet import einsum_network
+
+    equation, sizes = network.equation, dict(network.sizes)
+    modes = equation.replace(" ", "").partition("->")[2]
+    if len(modes) != len(shape):
+        raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; the data has {len(shape)}")
+    for position, (mode, size) in enumerate(zip(modes, shape, strict=True)):
+        if sizes.setdefault(mode, size) != size:
+            raise ArgumentError(
+                "sizes", f"{mode} is {sizes[mode]}; it is mode {position} of the data, of size {size}"
+            )
+    return einsum_network(equation, sizes)
+
+
+def torch_dtype(name: str) -> Any:
+    """torch's dtype of this name."""
+    import torch
+
+    return getattr(torch, name)

@@ -1,0 +1,74 @@
+"""Which word of a config means which code: every part of every seam is one line here.
+
+A newcomer registers with one call, from anywhere, before the config is read:
+`ASCENTS.add(Part("mine", MyKeys, build_mine))`. What `build` is given stands at its seam.
+"""
+
+from functools import partial
+
+from distsam.train import completion_parts as completion
+from distsam.train import optim_parts as optim
+from distsam.train import sharding_parts as sharding
+from distsam.train import target_part as target
+from distsam.train import tracker_parts as trackers
+from distsam.train.seams import Part, Seam, SectionForm, SumSeam, TaskPart
+
+# build(config, context) -> Task
+TASKS: Seam[TaskPart] = Seam("task", "kind")
+# build(data section) -> Entries
+SOURCES: Seam[Part] = Seam("data", "source")
+# build(network section, shape of the data) -> NetworkSpec
+FORMATS: Seam[Part] = Seam("network", "format")
+# build(optim section, parameters) -> torch Optimizer
+BASES: Seam[Part] = Seam("optim", "base")
+# build(optim section, optimizer inside, networks) -> Wrapper
+RESCALES: Seam[Part] = Seam("optim", "method")
+# build(optim section, optimizer inside, model) -> Wrapper
+ASCENTS: Seam[Part] = Seam("optim", "method")
+# build(sharding section) -> Plan
+PLANS: Seam[Part] = Seam("sharding", "plan")
+# The word names a section. build(that section, run folder, config as a dict) -> Tracker or None
+TRACKERS: Seam[Part] = Seam("", "")
+
+METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), alone="base", wrongs=("ascends", "rescales"))
+
+for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
+    SOURCES.add(Part(source, completion.InstalledKeys, completion.installed(source)))
+SOURCES.add(Part("file", completion.FileKeys, completion.build_file))
+SOURCES.add(Part("lowrank", completion.LowrankKeys, completion.build_lowrank))
+
+FORMATS.add(Part("cp", completion.CPKeys, completion.build_cp))
+FORMATS.add(Part("tucker", completion.TuckerKeys, completion.build_tucker))
+FORMATS.add(Part("tt", completion.BondKeys, completion.build_tt))
+FORMATS.add(Part("tr", completion.BondKeys, completion.build_tr))
+FORMATS.add(Part("einsum", completion.EinsumKeys, completion.build_einsum))
+
+BASES.add(Part("sgd", optim.SGDKeys, optim.build_sgd))
+BASES.add(Part("adam", optim.AdamKeys, optim.build_adam))
+BASES.add(Part("adamw", optim.AdamKeys, optim.build_adamw))
+
+ASCENTS.add(Part("sam", optim.SAMKeys, optim.build_sam))
+
+RESCALES.add(Part("das", optim.DASKeys, optim.build_das))
+RESCALES.add(Part("nbar", optim.RescaleKeys, optim.build_nbar))
+RESCALES.add(Part("obar", optim.RescaleKeys, optim.build_obar))
+
+PLANS.add(Part("replicate", sharding.ReplicateKeys, sharding.build_replicate))
+PLANS.add(Part("fsdp", sharding.FsdpKeys, sharding.build_fsdp))
+
+TRACKERS.add(Part("wandb", trackers.WandbKeys, trackers.build_wandb))
+
+TASKS.add(
+    TaskPart(
+        "completion",
+        completion.CompletionKeys,
+        partial(completion.build_task, SOURCES, FORMATS),
+        sections=(
+            SectionForm("data", completion.DataKeys, (SOURCES,)),
+            SectionForm("network", completion.NetworkKeys, (FORMATS,)),
+        ),
+        adds={"train": completion.CompletionTrainKeys},
+        check=completion.check_task,
+    )
+)
+TASKS.add(TaskPart("target", target.TargetKeys, target.build_task))

@@ -1,0 +1,262 @@
+"""How a word in a config becomes code: a part adds keys to a section and says how it is built."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, create_model
+
+from distsam.errors import InputError
+
+
+class Section(BaseModel):
+    """Keys of one section of a config, with their types, ranges, defaults and meaning.
+
+    A part's own keys are such a class too; the section of a run is composed of the common keys and those of the parts
+    that were chosen. What can only be wrong together is looked at in `check`, in the class that owns the keys.
+    """
+
+    # Strict, because YAML is typed already: "abc" or 1.5 for a whole number is a mistake, never a conversion.
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+    # Keys that may be given although the chosen part does not use them: a sweep over the word changes that key alone.
+    SWEPT: ClassVar[tuple[str, ...]] = ()
+
+    def check(self) -> None:
+        """Raise ArgumentError(key, problem) where keys that are right one by one do not fit together."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One member of a seam.
+
+    Args:
+        word: what the config calls it.
+        keys: the keys that it adds to the section.
+        build: makes it from its section; the arguments are those of its seam. Imports what is heavy only when called:
+            a misspelt key need not wait for torch.
+    """
+
+    word: str
+    keys: type[Section]
+    build: Callable[..., Any]
+
+
+AnyPart = TypeVar("AnyPart", bound=Part)
+
+
+class Seam(Generic[AnyPart]):
+    """The parts among which one key of a section chooses.
+
+    Args:
+        section, key: where the config names the part.
+    """
+
+    def __init__(self, section: str, key: str) -> None:
+        self.section, self.key = section, key
+        self.parts: dict[str, AnyPart] = {}
+
+    def add(self, part: AnyPart) -> None:
+        """Register `part` under its word; the word must be free."""
+        if part.word in self.parts:
+            raise ValueError(f"{self.section}.{self.key}: there is a part {part.word!r} already")
+        self.parts[part.word] = part
+
+    def chosen(self, section: Any) -> AnyPart:
+        """The part that a checked section names."""
+        return self.parts[getattr(section, self.key)]
+
+    def named(self, raw: Mapping[str, Any], default: Any) -> tuple[AnyPart, ...]:
+        """The part that unchecked keys name, if there is one of that word."""
+        word = raw.get(self.key, default)
+        return (self.parts[word],) if isinstance(word, str) and word in self.parts else ()
+
+    def literal(self) -> Any:
+        """The type of the key: one of the words; None where the seam checks its words itself."""
+        return Literal[tuple(self.parts)]  # type: ignore[misc]  # the words are known at run time
+
+
+class SumSeam:
+    """A key whose word may be a sum of parts of several seams, such as sam+das: at most one of each.
+
+    Args:
+        section, key: where the config names them.
+        seams: whose parts may be summed, the outermost first.
+        alone: the word for none of them.
+        wrongs: what to say of two parts of each seam: "rescales" gives "'das+nbar' rescales twice".
+    """
+
+    def __init__(self, section: str, key: str, seams: Sequence[Seam[Part]], alone: str, wrongs: Sequence[str]) -> None:
+        self.section, self.key = section, key
+        self.seams, self.alone, self._wrongs = tuple(seams), alone, tuple(wrongs)
+
+    @property
+    def parts(self) -> dict[str, Part]:
+        """All parts that may be summed."""
+        return {word: part for seam in self.seams for word, part in seam.parts.items()}
+
+    def split(self, text: str) -> tuple[Part, ...]:
+        """The parts of `text`, outermost seam first, none for the word that stands alone.
+
+        Raises:
+            InputError: an unknown part, one named twice, or two of one seam.
+        """
+        words, known = [word.strip() for word in text.split("+")], [self.alone, *self.parts]
+        where = f"{self.section}.{self.key}: {text!r}"
+        for word in words:
+            if word not in known:
+                raise InputError(f"{where} is unknown; must be one of {', '.join(known)}, or a sum such as sam+das")
+        if len(set(words)) < len(words):
+            raise InputError(f"{where} names a part twice; name each once")
+        if self.alone in words and len(words) > 1:
+            raise InputError(f"{where} is no sum; {self.alone} stands alone")
+        for seam, wrong in zip(self.seams, self._wrongs, strict=True):
+            if len([word for word in words if word in seam.parts]) > 1:
+                raise InputError(f"{where} {wrong} twice; give one of {', '.join(seam.parts)}")
+        return tuple(part for word, part in self.parts.items() if word in words)
+
+    def named(self, raw: Mapping[str, Any], default: Any) -> tuple[Part, ...]:
+        """The parts that unchecked keys name; see `split` for what is raised."""
+        text = raw.get(self.key, default)
+        return self.split(text) if isinstance(text, str) else ()
+
+    def literal(self) -> None:
+        """None: `split` checks the words."""
+
+
+AnySeam = Seam[Part] | SumSeam
+
+
+@dataclass(frozen=True)
+class SectionForm:
+    """What a section may hold: common keys, keys of the parts that its seams choose, keys that others add.
+
+    Args:
+        name: of the section.
+        common: the keys that are always there.
+        seams: each chooses by one of the common keys.
+        added: further keys, from the part of another section.
+    """
+
+    name: str
+    common: type[Section]
+    seams: tuple[AnySeam, ...] = ()
+    added: tuple[type[Section], ...] = field(default=())
+
+    def model(self, raw: Mapping[str, Any]) -> type[Section]:
+        """The section's type for the parts that `raw` names."""
+        bases = [part.keys for part in self._named(raw)] + list(self.added) + [self.common]
+        own = {key for base in bases for key in base.model_fields}
+        fields: dict[str, Any] = {}
+        for seam in self.seams:
+            if (words := seam.literal()) is not None:
+                fields[seam.key] = (words, copy(self.common.model_fields[seam.key]))
+        for part in self._all_parts():
+            for key in part.keys.SWEPT:
+                if key not in own:
+                    fields[key] = _optional(part.keys, key)
+        # A class once: two parts may share it.
+        return create_model(self.name.capitalize(), __base__=tuple(dict.fromkeys(bases)), **fields)
+
+    def cleaned(self, raw: Mapping[str, Any], model: type[Section]) -> dict[str, Any]:
+        """`raw` without keys that are unset, or at their default, and belong to parts that were not chosen.
+
+        Raises:
+            InputError: such a key has a value: it would do nothing.
+        """
+        kept = {}
+        for key, value in raw.items():
+            if key in model.model_fields:
+                # null for a key that has no default says that it is not given.
+                if value is not None or not model.model_fields[key].is_required():
+                    kept[key] = value
+                continue
+            owners = self._owners(key)
+            if not owners:
+                kept[key] = value  # unknown, which the validation says
+            elif value is not None and value != owners[0][1].keys.model_fields[key].default:
+                raise InputError(self._why_unused(key, value, raw, model, owners))
+        return kept
+
+    def unused(self, section: Section) -> Iterator[str]:
+        """One line for each swept key that was given a value and is used by none of the parts that were chosen."""
+        used = {key for part in self._named(section.model_dump()) for key in part.keys.model_fields}
+        for key in dict.fromkeys(key for part in self._all_parts() for key in part.keys.SWEPT):
+            value, default = getattr(section, key), type(section).model_fields[key].default
+            if key not in used and value != default:
+                [(seam, _), *_] = owners = self._owners(key)
+                yield (
+                    f"{self.name}.{key}: {value} is not used by {self.name}.{seam.key}={getattr(section, seam.key)}; "
+                    f"it is for {_words(owners)}"
+                )
+
+    def keys(self) -> list[str]:
+        """Every key that the section may hold, with any parts."""
+        models = [self.common, *self.added, *(part.keys for part in self._all_parts())]
+        return list(dict.fromkeys(key for model in models for key in model.model_fields))
+
+    def fields_of(self, key: str) -> list[Any]:
+        """pydantic's descriptions of `key`, one for each part that has it; none for an unknown key."""
+        models = [self.common, *self.added, *(part.keys for part in self._all_parts())]
+        return [model.model_fields[key] for model in models if key in model.model_fields]
+
+    def chooser_of(self, key: str) -> AnySeam | None:
+        """The seam whose parts own `key`; None for a common key."""
+        owners = self._owners(key)
+        return None if key in self.common.model_fields or not owners else owners[0][0]
+
+    def _named(self, raw: Mapping[str, Any]) -> list[Part]:
+        defaults = {key: info.default for key, info in self.common.model_fields.items()}
+        return [part for seam in self.seams for part in seam.named(raw, defaults[seam.key])]
+
+    def _all_parts(self) -> list[Part]:
+        return [part for seam in self.seams for part in seam.parts.values()]
+
+    def _owners(self, key: str) -> list[tuple[AnySeam, Part]]:
+        return [(s, part) for s in self.seams for part in s.parts.values() if key in part.keys.model_fields]
+
+    def _why_unused(
+        self,
+        key: str,
+        value: Any,
+        raw: Mapping[str, Any],
+        model: type[Section],
+        owners: list[tuple[AnySeam, Part]],
+    ) -> str:
+        seam = owners[0][0]
+        word = raw.get(seam.key, self.common.model_fields[seam.key].default)
+        taken = [k for k in model.model_fields if self.chooser_of(k) is seam]
+        takes = f", and {word} takes {' and '.join(taken)}" if taken else ""
+        return (
+            f"{self.name}.{key}: {value!r} is not used by {self.name}.{seam.key}={word}; it is for {_words(owners)}"
+            f"{takes}; leave it out, or set {self.name}.{key}=null"
+        )
+
+
+def _words(owners: list[tuple[AnySeam, Part]]) -> str:
+    return ", ".join(part.word for _, part in owners)
+
+
+def _optional(keys: type[Section], key: str) -> tuple[Any, Any]:
+    """A part's key where the part was not chosen: it may be left out."""
+    info = copy(keys.model_fields[key])
+    if info.is_required():
+        info.default = None
+        return (info.annotation | None, info)  # type: ignore[operator]
+    return (info.annotation, info)
+
+
+@dataclass(frozen=True)
+class TaskPart(Part):
+    """A part of the seam of tasks, which may bring sections of its own, and keys to others.
+
+    Args:
+        sections: of the task alone, such as data and network.
+        adds: section -> keys that stand there beside the common ones.
+        check: raises InputError where keys of several sections do not fit together.
+    """
+
+    sections: tuple[SectionForm, ...] = ()
+    adds: Mapping[str, type[Section]] = field(default_factory=dict)
+    check: Callable[[Any], None] = lambda config: None

@@ -1,0 +1,24 @@
+"""The keys of a task of the user's own, and how it is built."""
+
+from typing import Any
+
+from pydantic import Field
+
+from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.seams import Section
+
+
+class TargetKeys(Section):
+    """task.kind: target."""
+
+    target: str = Field(description="package.module:factory, a function that makes the task.")
+    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+
+
+def build_task(config: Any, context: Any) -> Any:
+    """The task that task.target makes."""
+    from distsam.tasks.target import load_target
+
+    keys = config.part_keys("task", TargetKeys)
+    with arguments_as_keys("task"):
+        return load_target(keys.target, context, keys.arguments)
