@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsam.balance import BalanceCoordinator, FirstPass
@@ -41,6 +41,18 @@ class Wrapper(Optimizer):
         self.guard = StepGuard(self, max_skipped)
         if isinstance(base_optimizer, Wrapper):
             base_optimizer.guard.wrap()
+
+    clip_norm: float | None = None
+
+    @property
+    def name(self) -> str:
+        """One word, under which checkpoints keep its own state."""
+        return type(self).__name__.lower()
+
+    @property
+    def own_state(self) -> dict[nn.Parameter, dict[str, Tensor]]:
+        """Parameter -> key -> tensor of this wrapper itself; nothing for most."""
+        return {}
 
     @abstractmethod
     def apply(self, first: FirstPass) -> None:

@@ -70,15 +70,15 @@ def test_losses_are_averaged_and_rank_0_alone_publishes(two_ranks: RankPool) -> 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("shared core", "sharding.plan=fsdp: 1.cores.0 is shared by two networks"),
-        ("shared with a layer", "sharding.plan=fsdp: 1.weight is shared by two networks, or by one and the rest"),
+        ("shared core", "plan: fsdp: 1.cores.0 is shared by two networks"),
+        ("shared with a layer", "plan: fsdp: 1.weight is shared by two networks, or by one and the rest"),
         (
             "mixed dtypes",
-            "sharding.plan=fsdp: 1.cores.0 is gathered together with others, and they are of",
+            "plan: fsdp: 1.cores.0 is gathered together with others, and they are of",
         ),
-        ("not contiguous", "sharding.plan=fsdp: 1.cores.1 is not contiguous"),
-        ("plan of another model", "sharding plan made for core of shape (8, 4): the model has None"),
-        ("plan of another mesh", "sharding plan made for a mesh of (1,): this one is (2,)"),
+        ("not contiguous", "plan: fsdp: 1.cores.1 is not contiguous"),
+        ("plan of another model", "plan: made for core of shape (8, 4): the model has None"),
+        ("plan of another mesh", "plan: made for a mesh of (1,): this one is (2,)"),
         ("replicate shared core", ""),
     ],
 )
