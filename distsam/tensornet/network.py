@@ -169,10 +169,12 @@ class CoreNetwork:
     Args:
         name: path of the TensorNetwork in the model, "network" if it is the model itself.
         cores: its parameters as they are now, in the order of the spec.
+        spec: what they are; `spec.core_names` has their names.
     """
 
     name: str
     cores: tuple[nn.Parameter, ...]
+    spec: NetworkSpec
 
 
 def core_networks(model: nn.Module) -> list[CoreNetwork]:
@@ -189,5 +191,5 @@ def core_networks(model: nn.Module) -> list[CoreNetwork]:
                 raise ValueError(
                     f"network {name or 'network'!r} uses one parameter as two cores; every core must be its own"
                 )
-            found.append(CoreNetwork(name or "network", cores))
+            found.append(CoreNetwork(name or "network", cores, module.spec))
     return found

@@ -22,8 +22,8 @@ def test_the_snapshot_has_every_published_name(build: Build) -> None:
     for name in ("left", "right"):
         for metric in metrics.split():
             assert isinstance(snapshot[f"balance/{name}/{metric}"], float)
-        norms_sq = [snapshot[f"balance/{name}/core_norm_sq/{i}"] for i in range(3)]
-        cores = getattr(model, name).cores
+        cores, names = getattr(model, name).cores, getattr(model, name).spec.core_names
+        norms_sq = [snapshot[f"balance/{name}/core_norm_sq/{core}"] for core in names]
         assert norms_sq == pytest.approx([float(c.detach().double().square().sum()) for c in cores], rel=1e-12)
     assert snapshot["sam/skipped"] == 0
     assert snapshot["sam/grad_norm"] > 0
