@@ -3,8 +3,8 @@
 Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
 at the perturbed weights; N cores of all networks together, P parameters, the cores first.
 
-The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it with
-what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small networks those calls,
+The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it
+with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small networks those calls,
 and not their arithmetic, are what a step costs beside its passes.
 """
 
@@ -21,7 +21,7 @@ from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
-Probe = Callable[[Gradients], Tensor | None]
+Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
 
@@ -155,10 +155,9 @@ class Meter:
         self.device = self.pieces.device
         owned = [float(is_owned) for is_owned in self.pieces.owned]
         weights = [*owned, self.pieces.loss_weight, 1.0]
-        make = {"dtype": torch.float64, "device": self.device}
         # By what each number of the vector is multiplied before ranks are added; by number of probes and of core norms.
-        self._weights = {(0, 0): torch.tensor(weights, **make)}
-        self._owned_cores = torch.tensor(owned[: self.num_cores], **make)
+        self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
+        self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
         self._flags = {flag: torch.full((1,), float(flag), device=self.device) for flag in (False, True)}
 
@@ -197,9 +196,7 @@ class Meter:
         core_norms = self._core_norms() if wants_norms and self.cores else None
         vector = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
         num_probes = 0 if probes is None else len(probes)
-        return FirstPass(
-            vector, len(grads), self.position, has_loss=loss is not None, num_probes=num_probes
-        ), grads
+        return FirstPass(vector, len(grads), self.position, has_loss=loss is not None, num_probes=num_probes), grads
 
     @torch.no_grad()
     def second_pass(
@@ -243,7 +240,7 @@ class Meter:
         of_cores: Tensor | None,
         is_squared: bool,
     ) -> Tensor:
-        """The vector of a pass. Norms are squared here, after float64 has come in; `of_cores` too where `is_squared`."""
+        """The vector of a pass. Norms are squared here, in float64; `of_cores` too where `is_squared`."""
         parts = [norms([self._nothing if g is None else g for g in grads]), self._loss(loss), self._flags[wants_stop]]
         parts += [part for part in (probes, of_cores) if part is not None]
         vector = torch.cat(parts).mul(self._weights_of(probes, of_cores))

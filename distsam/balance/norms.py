@@ -24,10 +24,10 @@ def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = Fa
     Args:
         counts: (P,) float64, 1 or 0, on the tensors' device.
     """
-    return norms(tensors, is_exact).mul(counts).square_() if tensors else torch.zeros_like(counts)
+    return norms(list(tensors), is_exact).mul(counts).square_() if tensors else torch.zeros_like(counts)
 
 
-def norms(tensors: Sequence[Tensor], is_exact: bool = False) -> Tensor:
+def norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
     """(P,) float32 or float64 Frobenius norms of P local tensors; call it under no_grad.
 
     Relative error of the square below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do
@@ -58,7 +58,7 @@ def inner_products(left: Sequence[Tensor], right: Sequence[Tensor], device: torc
     return torch.stack(products) if products else torch.zeros(0, dtype=torch.float64, device=device)
 
 
-def _by_size(tensors: Sequence[Tensor], dtype: torch.dtype, is_cut: bool) -> Tensor:
+def _by_size(tensors: list[Tensor], dtype: torch.dtype, is_cut: bool) -> Tensor:
     """The norms of short tensors of one shape together, of long ones in rows, of all others one by one."""
     alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
     for i, t in enumerate(tensors):

@@ -52,7 +52,7 @@ class Ascent(Protocol):
     Attributes:
         name: what its state and counters are named by.
         rho: radius of a parameter group that does not give its own; groups hold it under the key "rho".
-        networks: the networks whose cores must stand first among the parameters, in this order; () for none.
+        networks: the networks of whose cores it reads the norms one by one; () for none.
         own_state: parameter -> name -> tensor made by torch.zeros_like(parameter): what a checkpoint must keep. A
             member that has no state leaves it empty.
     """
@@ -100,6 +100,7 @@ class Ascent(Protocol):
 
     def load_own_counters(self, counters: Mapping[str, int]) -> None:
         """Restore what `own_counters` gave."""
+        return None
 
 
 class GradientAscent(Ascent):

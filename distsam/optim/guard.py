@@ -44,7 +44,7 @@ class StepGuard:
         max_skipped: so many non-finite steps in a row raise TrainingDiverged.
 
     Attributes:
-        num_steps, num_skipped, num_in_a_row: steps taken, those skipped among them, and how many of these were the last.
+        num_steps, num_skipped, num_in_a_row: steps taken; how many of them were skipped; how many just now, in a row.
         wants_stop: this rank wants the run to end; stop_requested: some rank does, as all learnt in the last step.
         clip_norm: bound on the norm of the gradient that the base optimizer gets; None for none.
         is_inner: another optimizer wraps this one and measures in its place.

@@ -46,7 +46,9 @@ class Perturbation:
         if scales.device.type != "cpu":
             self._move_on_device(weights, steps, list(compress(scales.unbind(), is_moved)) if scales.dim() else scales)
         else:
-            self._move_on_cpu(weights, steps, list(compress(scales.tolist(), is_moved)) if scales.dim() else float(scales))
+            self._move_on_cpu(
+                weights, steps, list(compress(scales.tolist(), is_moved)) if scales.dim() else float(scales)
+            )
         pieces.publish()
 
     @torch.no_grad()

@@ -41,7 +41,7 @@ class KeptBuffers:
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
-        self._kept: dict[int, tuple[nn.Module, list[tuple[str, Tensor, Tensor, int]]]] = {}
+        self._kept: dict[int, tuple[nn.Module, list[tuple[str, Tensor, Tensor]]]] = {}
         self._hook: Any = None
 
     def __enter__(self) -> None:
@@ -56,21 +56,14 @@ class KeptBuffers:
     ) -> None:
         self._hook.remove()
         for module, buffers in self._kept.values():
-            for name, buffer, value, version in buffers:
+            for name, buffer, value in buffers:
                 module._buffers[name] = buffer  # where forward has put another in its place
-                # Not where nothing changed: a graph that saved the buffer would take the copy for a change.
-                if _version(buffer) != version:
-                    with torch.no_grad():
-                        buffer.copy_(value)
+                # By `data`: a graph that saved the buffer would otherwise take this for a change.
+                buffer.data.copy_(value)
         self._kept = {}
 
     def _keep(self, module: nn.Module) -> None:
         if module._buffers and id(module) not in self._kept:
-            with torch.no_grad():
-                there = [(n, b, b.clone(), _version(b)) for n, b in module._buffers.items() if b is not None]
-            self._kept[id(module)] = (module, there)
-
-
-def _version(tensor: Tensor) -> int:
-    """How often it was changed in place; of an inference tensor nobody counts."""
-    return -1 if tensor.is_inference() else tensor._version
+            # Inference tensors cannot be changed by a pass.
+            there = [(n, b) for n, b in module._buffers.items() if b is not None and not b.is_inference()]
+            self._kept[id(module)] = (module, [(name, buffer, buffer.data.clone()) for name, buffer in there])

@@ -43,8 +43,8 @@ class Wrapper(Optimizer):
         if isinstance(base_optimizer, Wrapper) and not isinstance(base_optimizer, OnePass):
             raise TypeError("SAM inside another optimizer: put SAM outermost, as SAM(DAS(base))")
         _check_groups(base_optimizer.param_groups)
-        inside = base_optimizer.chain() if isinstance(base_optimizer, Wrapper) else ()
-        self.name = _free_name(name, {wrapper.name for wrapper in inside})
+        inside: tuple[Wrapper, ...] = base_optimizer.chain() if isinstance(base_optimizer, Wrapper) else ()
+        self.name: str = _free_name(name, {wrapper.name for wrapper in inside})
         self.base = base_optimizer
         self.own_state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self._chain: tuple[Wrapper, ...] = (self, *inside)

@@ -1,4 +1,4 @@
-"""This rank's pieces of the parameters: what an optimizer works on, and which rank's piece counts in a sum over the world."""
+"""This rank's pieces of the parameters: what an optimizer works on, and which of them count in a sum over ranks."""
 
 from collections.abc import Sequence
 from itertools import compress

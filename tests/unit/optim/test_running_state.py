@@ -29,7 +29,9 @@ def closure_of(model: nn.Module, sam: distsam.SAM, x: Tensor) -> Callable[[], Te
 @pytest.mark.parametrize("is_by_hand", [False, True])
 @pytest.mark.parametrize("knows_model", [False, True])
 @pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
-def test_a_step_moves_running_statistics_once(norm: Callable[[], nn.Module], knows_model: bool, is_by_hand: bool) -> None:
+def test_a_step_moves_running_statistics_once(
+    norm: Callable[[], nn.Module], knows_model: bool, is_by_hand: bool
+) -> None:
     """Without model= every batch was counted twice, without a word."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(6, 6), norm())
@@ -45,9 +47,9 @@ def test_a_step_moves_running_statistics_once(norm: Callable[[], nn.Module], kno
         sam.step()
     else:
         sam.step(closure)
-    assert int(model[1].num_batches_tracked) == 2
-    assert torch.equal(model[1].running_mean, clean.running_mean)
-    assert torch.equal(model[1].running_var, clean.running_var)
+    assert clean.running_mean.abs().sum() > 0
+    for buffer, expected in zip(model[1].buffers(), clean.buffers(), strict=True):
+        assert torch.equal(buffer, expected)
 
 
 def test_statistics_of_layers_in_the_loss_and_called_in_evaluation_are_kept_too() -> None:
@@ -111,8 +113,13 @@ def test_no_hook_is_left_behind_and_statistics_come_back_when_the_second_pass_ra
     sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
     x = torch.randn(16, 6)
     model(x).sum().backward()
-    with pytest.raises(KeyError), sam.perturbed():
-        model(x)
-        raise KeyError("second")
+
+    def second_pass() -> None:
+        with sam.perturbed():
+            model(x)
+            raise KeyError("second")
+
+    with pytest.raises(KeyError):
+        second_pass()
     assert int(model[1].num_batches_tracked) == 1
     assert not torch.nn.modules.module._global_forward_pre_hooks
