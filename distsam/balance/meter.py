@@ -4,8 +4,8 @@ Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilo
 at the perturbed weights; N cores of all networks together, P parameters, the cores first.
 
 The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it
-with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small networks those calls,
-and not their arithmetic, are what a step costs beside its passes.
+with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small
+networks those calls, and not their arithmetic, are what a step costs beside its passes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,36 +25,24 @@ Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
 
-class FirstPass:
-    """What a pass at the current weights measured; the same bits on every rank, on the device.
+class PassNumbers:
+    """The vector of a pass, the same bits on every rank, on the device, read by name.
 
     Attributes:
-        position: id of a core -> its place k in the vectors over cores.
+        vector: float64, in the order above.
+        num_params: P.
     """
 
-    def __init__(
-        self, vector: Tensor, num_params: int, position: Mapping[int, int], *, has_loss: bool, num_probes: int
-    ) -> None:
-        self.position = position
-        self._vector = vector
-        self._num_params = num_params
-        self._num_probes = num_probes
+    def __init__(self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool) -> None:
+        self.vector = vector
+        self.num_params = num_params
+        self._end = num_params + 2 + num_probes
         self._has_loss = has_loss
 
     @property
     def squares(self) -> Tensor:
         """(P,) float64 the squared norm of each parameter's gradient, the cores first."""
-        return self._vector[: self._num_params]
-
-    @property
-    def gamma(self) -> Tensor:
-        """(N,) float64 gamma_k."""
-        return self._vector[: len(self.position)]
-
-    @property
-    def gamma_rest(self) -> Tensor:
-        """() float64, the same for all other parameters together."""
-        return self._vector[len(self.position) : self._num_params].sum()
+        return self.vector[: self.num_params]
 
     @cached_property
     def grad_norm_sq(self) -> Tensor:
@@ -64,66 +52,60 @@ class FirstPass:
     @property
     def loss(self) -> Tensor | None:
         """() float64, mean over the data ranks; None if the caller did not say."""
-        return self._vector[self._num_params] if self._has_loss else None
+        return self.vector[self.num_params] if self._has_loss else None
 
     @property
-    def loss_or_zero(self) -> Tensor:
-        """() float64 the same, 0 if the caller did not say."""
-        return self._vector[self._num_params]
+    def probes(self) -> Tensor | None:
+        """The sums that an ascent asked for, float64; None where it asked for none."""
+        return self.vector[self.num_params + 2 : self._end] if self._end > self.num_params + 2 else None
+
+    @cached_property
+    def of_cores(self) -> Tensor | None:
+        """(N,) float64, what was measured of the cores beside their gradients; None where nobody wanted it."""
+        return self.vector[self._end :] if len(self.vector) > self._end else None
+
+
+class FirstPass(PassNumbers):
+    """What a pass at the current weights measured.
+
+    Attributes:
+        position: id of a core -> its place k in the vectors over cores.
+    """
+
+    def __init__(
+        self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool, position: Mapping[int, int]
+    ) -> None:
+        super().__init__(vector, num_params, num_probes, has_loss)
+        self.position = position
+
+    @property
+    def gamma(self) -> Tensor:
+        """(N,) float64 gamma_k."""
+        return self.vector[: len(self.position)]
+
+    @property
+    def gamma_rest(self) -> Tensor:
+        """() float64, the same for all other parameters together."""
+        return self.vector[len(self.position) : self.num_params].sum()
 
     @property
     def stops(self) -> Tensor:
         """() float64, how many ranks want to stop."""
-        return self._vector[self._num_params + 1]
+        return self.vector[self.num_params + 1]
 
     @property
-    def probes(self) -> Tensor | None:
-        """The sums that an ascent asked for, float64; None where it asked for none."""
-        start = self._num_params + 2
-        return self._vector[start : start + self._num_probes] if self._num_probes else None
-
-    @cached_property
     def core_norms_sq(self) -> Tensor | None:
         """(N,) float64 s_k, or None where nobody wanted them."""
-        start = self._num_params + 2 + self._num_probes
-        return self._vector[start:] if len(self._vector) > start else None
+        return self.of_cores
 
 
-class SecondPass:
-    """What a pass at the perturbed weights measured; the same bits on every rank, on the device."""
-
-    def __init__(self, vector: Tensor, num_params: int, *, has_loss: bool, num_probes: int) -> None:
-        self._vector = vector
-        self._num_params = num_params
-        self._num_probes = num_probes
-        self._has_loss = has_loss
-
-    @cached_property
-    def grad_norm_sq(self) -> Tensor:
-        """() float64, the sum over all parameters of ||g~||^2."""
-        return self._vector[: self._num_params].sum()
-
-    @property
-    def loss(self) -> Tensor | None:
-        """() float64, mean over the data ranks; None if the caller did not say."""
-        return self._vector[self._num_params] if self._has_loss else None
-
-    @property
-    def loss_or_zero(self) -> Tensor:
-        """() float64 the same, 0 if the caller did not say."""
-        return self._vector[self._num_params]
-
-    @property
-    def probes(self) -> Tensor | None:
-        """The sums that an ascent asked for, float64; None where it asked for none."""
-        start = self._num_params + 2
-        return self._vector[start : start + self._num_probes] if self._num_probes else None
+class SecondPass(PassNumbers):
+    """What a pass at the perturbed weights measured."""
 
     @property
     def ascent(self) -> Tensor | None:
         """(N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it."""
-        start = self._num_params + 2 + self._num_probes
-        return self._vector[start:] if len(self._vector) > start else None
+        return self.of_cores
 
 
 class Meter:
@@ -191,12 +173,11 @@ class Meter:
         Collectives: one all_reduce(sum) of P + 2 float64 (N more with the norms, and the probes), and those of
             `Pieces.gradients`; every rank calls it.
         """
-        grads = self._gradients()
+        grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
         vector = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
-        num_probes = 0 if probes is None else len(probes)
-        return FirstPass(vector, len(grads), self.position, has_loss=loss is not None, num_probes=num_probes), grads
+        return FirstPass(vector, len(grads), _length(probes), loss is not None, self.position), grads
 
     @torch.no_grad()
     def second_pass(
@@ -215,18 +196,20 @@ class Meter:
 
         Collectives: as in `first_pass`.
         """
-        grads = self._gradients()
+        grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
         vector = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
-        num_probes = 0 if probes is None else len(probes)
-        return SecondPass(vector, len(grads), has_loss=loss is not None, num_probes=num_probes), grads
+        return SecondPass(vector, len(grads), _length(probes), loss is not None), grads
 
-    def _gradients(self) -> list[Tensor | None]:
-        grads = self.pieces.gradients()
-        if any(g is not None and g.layout is not torch.strided for g in grads):
-            raise ValueError("a gradient is sparse: SAM moves every weight; build the embedding with sparse=False")
-        return grads
+    def _norms(self, grads: Gradients) -> Tensor:
+        try:
+            return norms([self._nothing if g is None else g for g in grads])
+        except (RuntimeError, TypeError):
+            if any(g is not None and g.layout != torch.strided for g in grads):
+                problem = "a gradient is sparse: SAM moves every weight; build the embedding with sparse=False"
+                raise ValueError(problem) from None
+            raise
 
     def _core_norms(self) -> Tensor:
         return norms(self.pieces.weights()[: self.num_cores], is_exact=True)
@@ -241,7 +224,7 @@ class Meter:
         is_squared: bool,
     ) -> Tensor:
         """The vector of a pass. Norms are squared here, in float64; `of_cores` too where `is_squared`."""
-        parts = [norms([self._nothing if g is None else g for g in grads]), self._loss(loss), self._flags[wants_stop]]
+        parts = [self._norms(grads), self._loss(loss), self._flags[wants_stop]]
         parts += [part for part in (probes, of_cores) if part is not None]
         vector = torch.cat(parts).mul(self._weights_of(probes, of_cores))
         vector[: len(grads)].square_()
@@ -250,7 +233,7 @@ class Meter:
         return all_reduce_sum_(vector)
 
     def _weights_of(self, probes: Tensor | None, of_cores: Tensor | None) -> Tensor:
-        key = (0 if probes is None else len(probes), 0 if of_cores is None else len(of_cores))
+        key = (_length(probes), _length(of_cores))
         if key not in self._weights:
             start = self._weights[0, 0]
             parts = [start, start.new_ones(key[0]), *([self._owned_cores] if key[1] else [])]
@@ -274,3 +257,7 @@ class Meter:
             raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
         loss = loss.detach().reshape(1)
         return loss if loss.device == self.device else loss.to(self.device)
+
+
+def _length(vector: Tensor | None) -> int:
+    return 0 if vector is None else len(vector)

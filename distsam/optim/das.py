@@ -31,9 +31,9 @@ class DeviationRule:
     def __init__(self, norm: str, lambda_max: float) -> None:
         self.norm = norm
         self.lambda_max = lambda_max
-        # How often a network hit the bound: in this process, on the device, and in earlier parts of the run.
+        # How often each network hit the bound: (M, 1) on the device, and in earlier parts of the run, of all together.
         self._clipped: Tensor | None = None
-        self._clipped_before = 0
+        self._clipped_before: Tensor | int = 0
 
     def growth(self, first: FirstPass, table: NetworkTable, alpha: float | Tensor, rate: float | Tensor) -> Tensor:
         """(M, K) relative change per learning rate, bounded."""
@@ -48,7 +48,7 @@ class DeviationRule:
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """`clipped`: how many times a network hit lambda_max."""
-        return {"clipped": self._clipped_before + (0 if self._clipped is None else self._clipped)}
+        return {"clipped": self._clipped_before + self._total()}
 
     def load_counts(self, counts: Mapping[str, int]) -> None:
         """Restore what `counts` gave."""
@@ -61,9 +61,14 @@ class DeviationRule:
 
     def _bounded(self, growth: Tensor, rate: float | Tensor) -> Tensor:
         largest = (growth * rate).abs_().amax(1, keepdim=True)
-        is_over = largest > self.lambda_max
-        self._clipped = is_over.sum() if self._clipped is None else self._clipped.add_(is_over.sum())
+        if self._clipped is None or self._clipped.shape != largest.shape:
+            self._clipped_before = self._clipped_before + self._total()
+            self._clipped = torch.zeros_like(largest, dtype=torch.int64)
+        self._clipped += largest > self.lambda_max
         return growth * (self.lambda_max / largest).clamp_(max=1.0)
+
+    def _total(self) -> Tensor | int:
+        return 0 if self._clipped is None else self._clipped.sum()
 
 
 class DAS(Rescaling):

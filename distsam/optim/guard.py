@@ -146,12 +146,16 @@ class StepGuard:
 
     def accepts(self, first: FirstPass, second: SecondPass | None = None) -> bool:
         """True if every pass was finite on every rank. The one place of a step where the host reads a result."""
-        numbers = [first.stops, first.loss_or_zero, first.grad_norm_sq]
-        if second is not None:
-            numbers += [second.loss_or_zero, second.grad_norm_sq]
-        stops, *values = torch.stack(numbers).tolist()
-        # A sum of squares with one NaN or infinity in it shows it.
-        self._accepted = math.isfinite(sum(values))
+        passes = [first] if second is None else [first, second]
+        if first.vector.device.type == "cpu":
+            # Nothing to wait for: adding up here is cheaper than another call.
+            total = sum(sum(p.vector[: p.num_params + 1].tolist()) for p in passes)
+            stops = first.stops.item()
+        else:
+            stops, *totals = torch.stack([first.stops, *(p.vector[: p.num_params + 1].sum() for p in passes)]).tolist()
+            total = sum(totals)
+        # Squares of norms and losses: a sum with one NaN or infinity in it shows it.
+        self._accepted = math.isfinite(total)
         self.stop_requested = stops > 0
         if self._accepted:
             self.num_in_a_row = 0

@@ -79,6 +79,8 @@ class Rescaling(OnePass):
         self._alpha = self.add_key("alpha", alpha)
         self._cores = [core for n in self._networks for core in n.cores]
         self._tables = TableCache(self._networks)
+        self._is_member: list[bool] = []
+        self._num_params = 0
         self._last: tuple[NetworkTable, Tensor, Tensor] | None = None
 
     @property
@@ -105,8 +107,9 @@ class Rescaling(OnePass):
     @torch.no_grad()
     def apply(self, first: FirstPass, pieces: Pieces) -> None:
         """Rescale the cores by what the first pass measured, then the base's step."""
-        moved = {id(p) for group in self.param_groups for p in group["params"] if p.requires_grad}
-        is_moved = tuple([id(core) in moved for core in self._cores])
+        is_moved = tuple(
+            [p.requires_grad and is_in for p, is_in in zip(self._cores, self._are_in_groups(), strict=True)]
+        )
         self._last = None
         if any(is_moved):
             table = self._tables.get(first, is_moved)
@@ -115,6 +118,14 @@ class Rescaling(OnePass):
             self._last = table, growth, first.gamma
             self._scale(pieces, table, growth * rate + 1)
         descend(self.base, first, pieces)
+
+    def _are_in_groups(self) -> list[bool]:
+        """For each core, does the optimizer have it? Looked up again when a parameter was added."""
+        count = sum([len(group["params"]) for group in self.param_groups])
+        if count != self._num_params:
+            members = {id(p) for group in self.param_groups for p in group["params"]}
+            self._is_member, self._num_params = [id(core) in members for core in self._cores], count
+        return self._is_member
 
     def _learning_rate(self, table: NetworkTable, is_moved: tuple[bool, ...]) -> Tensor | float:
         """One number where all cores that move share it and the host knows it, else (M, K)."""

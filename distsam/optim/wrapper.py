@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from distsam.balance import BalanceCoordinator, FirstPass
 from distsam.balance.meter import MakePieces
@@ -55,6 +56,12 @@ class Wrapper(Optimizer):
         if isinstance(base_optimizer, Wrapper):
             base_optimizer.guard.wrap()
 
+    def __init_subclass__(cls) -> None:
+        # Torch wraps `step` for its profiler and its hooks, which takes 20 us; the base's own step has them.
+        super().__init_subclass__()
+        if "step" in cls.__dict__:
+            cls.step.hooked = True  # type: ignore[attr-defined]
+
     @abstractmethod
     def apply(self, first: FirstPass, pieces: Pieces) -> None:
         """Move the weights once, by the gradients in place and what the first pass measured.
@@ -85,6 +92,14 @@ class Wrapper(Optimizer):
     def chain(self) -> tuple["Wrapper", ...]:
         """This wrapper and those inside it, outermost first."""
         return self._chain
+
+    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
+        """Call `hook` before the base's step; not in a step that is skipped."""
+        return self.base.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        """Call `hook` after the base's step; not in a step that is skipped."""
+        return self.base.register_step_post_hook(hook)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it is measured from the next step on."""
