@@ -35,6 +35,8 @@ class StepRecord:
         growth: (N,) float64 relative change of each core by a rescale, divided by the learning rate; or None.
         rates: (N,) float64 learning rate of each core's parameter group; None for a skipped or unpublished step.
         num_skipped: skipped steps so far.
+        clip_factor: () float64 by which clipping scaled the gradient that the base got; None where nothing clips.
+        is_combined: the base stepped along something else than the last pass's gradient: no law is known for it.
         counters: what the optimizers themselves count, by published name, on the device where it is counted there;
             empty for an unpublished step.
     """
@@ -46,6 +48,8 @@ class StepRecord:
     growth: Tensor | None
     rates: Tensor | None
     num_skipped: int
+    clip_factor: Tensor | None
+    is_combined: bool
     counters: Mapping[str, Tensor | int]
 
 
@@ -176,6 +180,7 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
         "radius": record.radius,
         "growth": record.growth,
         "rates": record.rates,
+        "clip_factor": record.clip_factor,
     }
 
     def copy(value: Any) -> Any:
@@ -183,7 +188,12 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
 
     copied = {name: copy(value) for name, value in on_device.items()}
     counters = {name: copy(value) for name, value in record.counters.items()}
-    return {**copied, "num_skipped": record.num_skipped, "counters": counters, "has_second": second is not None}
+    host_only = {
+        "num_skipped": record.num_skipped,
+        "is_combined": record.is_combined,
+        "has_second": second is not None,
+    }
+    return {**copied, **host_only, "counters": counters}
 
 
 def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
@@ -220,12 +230,7 @@ def _balance(network: CoreNetwork, s: Tensor) -> Snapshot:
 def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | None, ...]:
     """The numbers of RATES, of one step of one network."""
     s, gamma = host["before"][cores], host["gamma"][cores]
-    rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
-    first_order: Tensor | None = rescale
-    exact: Tensor | None = rescale
-    if host["has_second"]:
-        first_order = None if host["radius"] is None else rescale + host["radius"][cores] * gamma
-        exact = None if host["ascent"] is None else rescale + host["ascent"][cores]
+    drives = _drives(host, s, gamma, cores)
     rates = set() if host["rates"] is None else set(host["rates"][cores].tolist())
     if len(rates) != 1:
         # The laws are those of cores that all move, at one rate.
@@ -233,8 +238,20 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
     rate = rates.pop()
     # At rate 0, infinite or NaN: not published.
     measured = (norm_deviation(after) - norm_deviation(s)) / rate
-    predicted = [None if drive is None else deviation_rate(s, drive) for drive in (first_order, exact)]
+    predicted = [None if drive is None else deviation_rate(s, drive) for drive in drives]
     return covariance(s, gamma), *predicted, measured
+
+
+def _drives(host: dict[str, Any], s: Tensor, gamma: Tensor, cores: slice) -> tuple[Tensor | None, Tensor | None]:
+    """What drives the cores apart, of first order in rho and exactly; None where no law says."""
+    rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
+    if host["is_combined"]:
+        return None, None
+    if not host["has_second"]:
+        return rescale, rescale
+    clip = 1.0 if host["clip_factor"] is None else host["clip_factor"]
+    first_order = None if host["radius"] is None else rescale + clip * host["radius"][cores] * gamma
+    return first_order, rescale + clip * host["ascent"][cores]
 
 
 def _by_network(networks: list[CoreNetwork]) -> list[tuple[CoreNetwork, slice]]:

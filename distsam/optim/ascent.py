@@ -90,7 +90,8 @@ class Ascent(Protocol):
         Those are `sweep.perturbed_grads`, to be changed in place; `sweep.grads` in a step without a second pass.
 
         Returns:
-            () float64 squared norm of the result over all parameters and ranks, for clipping.
+            () float64 squared norm of the result over all parameters and ranks, for clipping: the pass's very
+            `grad_norm_sq` where nothing was changed, by which that is known.
         """
         return sweep.first.grad_norm_sq if sweep.second is None else sweep.second.grad_norm_sq
 

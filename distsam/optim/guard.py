@@ -65,6 +65,7 @@ class StepGuard:
         self._num_params = 0
         self._needs_norms = False
         self._accepted = False
+        self._clip_factor: Tensor | None = None
 
     @property
     def meter(self) -> Meter:
@@ -174,21 +175,32 @@ class StepGuard:
         """
         if self.clip_norm is None:
             return
-        factor = self.clip_norm / (norm_sq.sqrt() + 1e-6)
+        self._clip_factor = (self.clip_norm / (norm_sq.sqrt() + 1e-6)).clamp_(max=1.0)
         moved = [g for g in grads if g is not None]
-        if factor.device.type != "cpu":
-            torch._foreach_mul_(moved, factor.clamp(max=1.0))
-        elif (number := float(factor)) < 1:
-            torch._foreach_mul_(moved, number)
+        if self._clip_factor.device.type != "cpu":
+            torch._foreach_mul_(moved, self._clip_factor)
+        elif (factor := self._clip_factor.item()) < 1:
+            torch._foreach_mul_(moved, factor)
 
-    def finish(self, first: FirstPass, second: SecondPass | None = None, radius: Tensor | None = None) -> None:
+    def finish(
+        self,
+        first: FirstPass,
+        second: SecondPass | None = None,
+        radius: Tensor | None = None,
+        is_combined: bool = False,
+    ) -> None:
         """The step is over: count it, tell the coordinator, end a run that only skips.
+
+        Args:
+            first, second: its passes.
+            radius: (N,) the factor of each core's gradient in its perturbation; None where it is not along that.
+            is_combined: the base stepped along something else than the last pass's gradient.
 
         Raises:
             TrainingDiverged: too many skipped steps in a row, on all ranks together.
         """
         if self._coordinator is not None:
-            self._coordinator.on_step(self._record(first, second, radius))
+            self._coordinator.on_step(self._record(first, second, radius, is_combined))
         self.num_steps += 1
         if self.num_in_a_row >= self._max_skipped:
             raise TrainingDiverged(
@@ -197,7 +209,9 @@ class StepGuard:
                 "optim.rho or optim.alpha"
             )
 
-    def _record(self, first: FirstPass, second: SecondPass | None, radius: Tensor | None) -> StepRecord:
+    def _record(
+        self, first: FirstPass, second: SecondPass | None, radius: Tensor | None, is_combined: bool
+    ) -> StepRecord:
         chain = list(self._owner.chain())
         is_due = self.is_due
         growths = [link.growth for link in chain if link.growth is not None] if is_due and self._accepted else []
@@ -209,6 +223,8 @@ class StepGuard:
             growth=torch.stack(growths).sum(0) if growths else None,
             rates=core_rates(self._owner.param_groups, self.meter.cores) if is_due and self._accepted else None,
             num_skipped=self.num_skipped,
+            clip_factor=self._clip_factor,
+            is_combined=is_combined,
             counters={name: n for link in chain for name, n in link.own_counters().items()} if is_due else {},
         )
 

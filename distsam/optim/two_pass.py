@@ -51,6 +51,7 @@ class TwoPass(Wrapper):
         self._kept_buffers = KeptBuffers(model)
         self._perturbation = Perturbation()
         self._pending: tuple[Sweep, Tensor, Gradients] | None = None
+        self._is_combined = False
 
     @property
     def networks(self) -> tuple[CoreNetwork, ...]:
@@ -177,7 +178,7 @@ class TwoPass(Wrapper):
         sweep = self._measure_first(loss)
         if self.guard.accepts(sweep.first):
             self._descend(sweep, sweep.grads)
-        self.guard.finish(sweep.first)
+        self.guard.finish(sweep.first, is_combined=self._is_combined)
 
     def _finish_second(self, second_loss: Tensor | float | None) -> None:
         """Measure the second pass, decide, step."""
@@ -200,11 +201,13 @@ class TwoPass(Wrapper):
             self._descend(sweep, grads)
         # The law of the first order is that of a perturbation along the gradient.
         is_along_gradient = directions is sweep.grads and guard.is_due
-        guard.finish(first, sweep.second, core_scales.expand_as(first.gamma) if is_along_gradient else None)
+        radius = core_scales.expand_as(first.gamma) if is_along_gradient else None
+        guard.finish(first, sweep.second, radius, self._is_combined)
 
     def _descend(self, sweep: Sweep, grads: list[Tensor | None]) -> None:
         with torch.no_grad():
             norm_sq = self.ascent.combine(sweep)
+        self._is_combined = norm_sq is not (sweep.second or sweep.first).grad_norm_sq
         self.guard.clip(grads, norm_sq)
         self.apply(sweep.first, sweep.pieces)
 
