@@ -1,4 +1,4 @@
-"""Two more members of the SAM family, as a newcomer would write them: one that needs a sum of its own, one with state."""
+"""Two members of the SAM family as a newcomer would write them: one needs a sum of its own, one has state."""
 
 from collections.abc import Mapping
 
@@ -40,7 +40,7 @@ class Adaptive(Ascent):
 
 
 class EveryWithMemory(Ascent):
-    """Every n-th step SAM, whose gradient h is kept; the steps between go along g + h/2 of the last. A count of both."""
+    """Every n-th step SAM, whose gradient h is kept; the steps between go along g + h/2."""
 
     name = "memory"
 

@@ -13,6 +13,7 @@ from distsam.optim import TwoPass
 # No law of the first order: epsilon is not along the gradient. None at all: the base does not step along one.
 WITHOUT_LAW = {"asam": ("predicted_rate",), "memory": ("predicted_rate", "predicted_rate_exact")}
 
+
 @every_method
 def test_the_snapshot_has_every_published_name(build: Build) -> None:
     model = Model()
