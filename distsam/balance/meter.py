@@ -1,72 +1,111 @@
-"""The fused measurement of a pass: one small vector, one all-reduce, read by everything that needs a norm.
+"""The measurement of a pass: one small vector, one all-reduce, read by everything that needs a norm.
 
 Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
-at the perturbed weights, N cores of all networks together.
+at the perturbed weights; N cores of all networks together, P parameters, the cores first.
+
+The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it
+with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small
+networks those calls, and not their arithmetic, are what a step costs beside its passes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distsam.balance.norms import inner_products, squared_norms
-from distsam.sharding import LocalPieces, averagers_of, local_tensor
-from distsam.sharding.collectives import all_reduce_sum_, world_size
+from distsam.balance.norms import inner_products, norms
+from distsam.sharding import LocalPieces, Pieces
+from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tensornet import CoreNetwork
 
+Gradients = Sequence[Tensor | None]
+Probe = Callable[[list[Tensor | None]], Tensor | None]
+MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
-@dataclass(frozen=True)
-class FirstPass:
-    """What a pass at the current weights measured; the same bits on every rank, on the device.
+
+class PassNumbers:
+    """The vector of a pass, the same bits on every rank, on the device, read by name.
 
     Attributes:
-        gamma: (N,) float64 gamma_k.
-        gamma_rest: () float64, the same for all other parameters together.
-        core_norms_sq: (N,) float64 s_k, or None where nobody wanted them.
-        loss: () float64, mean over the ranks; None if the caller did not say.
-        stops: () float64, how many ranks want to stop.
-        position: id of a core -> its place k in the vectors.
+        vector: float64, in the order above.
+        num_params: P.
     """
 
-    gamma: Tensor
-    gamma_rest: Tensor
-    core_norms_sq: Tensor | None
-    loss: Tensor | None
-    stops: Tensor
-    position: Mapping[int, int]
+    def __init__(self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool) -> None:
+        self.vector = vector
+        self.num_params = num_params
+        self._end = num_params + 2 + num_probes
+        self._has_loss = has_loss
 
     @property
+    def squares(self) -> Tensor:
+        """(P,) float64 the squared norm of each parameter's gradient, the cores first."""
+        return self.vector[: self.num_params]
+
+    @cached_property
     def grad_norm_sq(self) -> Tensor:
         """() float64: the sum of the squares of all gradients of the model."""
-        return self.gamma.sum() + self.gamma_rest
+        return self.squares.sum()
 
     @property
-    def is_finite(self) -> Tensor:
-        """() bool: the loss and every gradient, on every rank. A sum with one NaN or infinity shows it."""
-        total = self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss
-        return torch.isfinite(total)
+    def loss(self) -> Tensor | None:
+        """() float64, mean over the data ranks; None if the caller did not say."""
+        return self.vector[self.num_params] if self._has_loss else None
+
+    @property
+    def probes(self) -> Tensor | None:
+        """The sums that an ascent asked for, float64; None where it asked for none."""
+        return self.vector[self.num_params + 2 : self._end] if self._end > self.num_params + 2 else None
+
+    @cached_property
+    def of_cores(self) -> Tensor | None:
+        """(N,) float64, what was measured of the cores beside their gradients; None where nobody wanted it."""
+        return self.vector[self._end :] if len(self.vector) > self._end else None
 
 
-@dataclass(frozen=True)
-class SecondPass:
-    """What a pass at the perturbed weights measured; the same bits on every rank, on the device.
+class FirstPass(PassNumbers):
+    """What a pass at the current weights measured.
 
     Attributes:
-        grad_norm_sq: () float64, the sum over all parameters of ||g~||^2.
-        loss: () float64, mean over the ranks; None if the caller did not say.
-        ascent: (N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it.
+        position: id of a core -> its place k in the vectors over cores.
     """
 
-    grad_norm_sq: Tensor
-    loss: Tensor | None
-    ascent: Tensor | None
+    def __init__(
+        self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool, position: Mapping[int, int]
+    ) -> None:
+        super().__init__(vector, num_params, num_probes, has_loss)
+        self.position = position
 
     @property
-    def is_finite(self) -> Tensor:
-        """() bool: the loss and every gradient, on every rank."""
-        return torch.isfinite(self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss)
+    def gamma(self) -> Tensor:
+        """(N,) float64 gamma_k."""
+        return self.vector[: len(self.position)]
+
+    @property
+    def gamma_rest(self) -> Tensor:
+        """() float64, the same for all other parameters together."""
+        return self.vector[len(self.position) : self.num_params].sum()
+
+    @property
+    def stops(self) -> Tensor:
+        """() float64, how many ranks want to stop."""
+        return self.vector[self.num_params + 1]
+
+    @property
+    def core_norms_sq(self) -> Tensor | None:
+        """(N,) float64 s_k, or None where nobody wanted them."""
+        return self.of_cores
+
+
+class SecondPass(PassNumbers):
+    """What a pass at the perturbed weights measured."""
+
+    @property
+    def ascent(self) -> Tensor | None:
+        """(N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it."""
+        return self.of_cores
 
 
 class Meter:
@@ -75,141 +114,150 @@ class Meter:
     Args:
         params: the parameters that an optimizer moves, sharded in any way, the same list on every rank.
         networks: the networks whose cores are measured one by one; no core may be in two of them. Of a core that is
-            not in `params` only the norm is measured: its gradient is nobody's business here.
+            not in `params` the norm is measured and the gradient is not looked at.
+        make_pieces: how this rank's pieces are reached, from the parameters in the meter's order and which of them are
+            moved.
 
     Raises:
         ValueError: a core in two networks, nothing to measure, a complex parameter, or parameters on several devices.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
+    def __init__(
+        self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork], make_pieces: MakePieces = LocalPieces
+    ) -> None:
         self.networks = tuple(networks)
         self.cores = [core for network in networks for core in network.cores]
         if len({id(c) for c in self.cores}) < len(self.cores):
             raise ValueError("a core belongs to two networks (or twice to one): its norm would have two meanings")
-        tracked = {id(c) for c in self.cores}
+        tracked, moved = {id(c) for c in self.cores}, {id(p) for p in params}
         self.params = [*self.cores, *(p for p in params if id(p) not in tracked)]
         self.num_cores = len(self.cores)
-        moved = {id(p) for p in params}
-        self._unmoved = [k for k, core in enumerate(self.cores) if id(core) not in moved]
         self.position = {id(core): k for k, core in enumerate(self.cores)}
-        if not self.params:
-            raise ValueError("nothing to measure: no parameter and no network was given")
-        if any(p.is_complex() for p in self.params):
-            raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
-        self.pieces = LocalPieces(self.params)
-        self._averagers = averagers_of(self.params)
-        devices = sorted({str(local_tensor(p).device) for p in self.params})
-        if len(devices) > 1:
-            raise ValueError(f"parameters on {' and '.join(devices)}: one rank's parameters must be on one device")
-        self.device = torch.device(devices[0])
-        self._counts = torch.tensor(self.pieces.owned, dtype=torch.float64, device=self.device)
+        self.pieces = make_pieces(self.params, [id(p) in moved for p in self.params])
+        self.device = self.pieces.device
+        owned = [float(is_owned) for is_owned in self.pieces.owned]
+        weights = [*owned, self.pieces.loss_weight, 1.0]
+        # By what each number of the vector is multiplied before ranks are added; by number of probes and of core norms.
+        self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
+        self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
-
-    def gradients(self) -> list[Tensor | None]:
-        """The local pieces of a pass's gradients, in the order of `params`; None where a core is only looked at.
-
-        Collectives: none, but where some rank's backward reached none of the whole parameters: that rank then does
-            here what the others did in their backward. Every rank calls it, once a pass.
-        """
-        for averager in self._averagers:
-            averager.complete()
-        grads = self.pieces.gradients()
-        for k in self._unmoved:
-            grads[k] = None
-        if any(g is not None and g.layout != torch.strided for g in grads):
-            raise ValueError("a gradient is sparse: SAM moves every weight; build the embedding with sparse=False")
-        return grads
-
-    def clear_gradients(self) -> None:
-        """Empty `.grad` of every parameter that is moved."""
-        for k, param in enumerate(self.params):
-            if k not in self._unmoved:
-                param.grad = None
+        self._flags = {flag: torch.full((1,), float(flag), device=self.device) for flag in (False, True)}
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
-        return all_reduce_sum_(self._local_core_norms_sq())
+        if not self.cores:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            return all_reduce_sum_(self._core_norms().mul(self._owned_cores).square_())
 
+    @torch.no_grad()
     def first_pass(
-        self, loss: Tensor | float | None, wants_norms: bool = True, wants_stop: bool = False
+        self,
+        loss: Tensor | float | None,
+        wants_norms: bool = True,
+        wants_stop: bool = False,
+        probe: Probe | None = None,
     ) -> tuple[FirstPass, list[Tensor | None]]:
         """Measure the gradients that the first backward of a step left, and give back their local pieces.
 
         Args:
-            loss: this rank's loss, averaged over the ranks; None if unknown, on every rank alike.
+            loss: this rank's loss, averaged over the data ranks; None if unknown, on every rank alike.
             wants_norms: measure s_k too; the same on every rank.
             wants_stop: this rank asks for the end of the run.
+            probe: from the local pieces to sums over what this rank owns, 1-D, of the same length on every rank; they
+                are added over the ranks and arrive in `FirstPass.probes`.
 
-        Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms), and see `gradients`; every rank
-            calls it.
+        Collectives: one all_reduce(sum) of P + 2 float64 (N more with the norms, and the probes), and those of
+            `Pieces.gradients`; every rank calls it.
         """
-        grads = self.gradients()
-        gamma = self._squared(grads)
-        n = self.num_cores
-        parts = [gamma[:n], gamma[n:].sum(0, keepdim=True), self._share(loss), self._scalar(float(wants_stop))]
-        if wants_norms:
-            parts.append(self._local_core_norms_sq())
-        vector = all_reduce_sum_(torch.cat(parts))
-        record = FirstPass(
-            gamma=vector[:n],
-            gamma_rest=vector[n],
-            loss=None if loss is None else vector[n + 1],
-            stops=vector[n + 2],
-            core_norms_sq=vector[n + 3 :] if wants_norms else None,
-            position=self.position,
-        )
-        return record, grads
+        grads = self.pieces.gradients()
+        probes = None if probe is None else probe(grads)
+        core_norms = self._core_norms() if wants_norms and self.cores else None
+        vector = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
+        return FirstPass(vector, len(grads), _length(probes), loss is not None, self.position), grads
 
+    @torch.no_grad()
     def second_pass(
-        self, loss: Tensor | float | None, epsilon: Sequence[Tensor | None], factors: Tensor | None
-    ) -> SecondPass:
-        """Measure the gradients that the backward at the perturbed weights left.
+        self,
+        loss: Tensor | float | None,
+        epsilon: tuple[Gradients, Tensor] | None = None,
+        probe: Probe | None = None,
+    ) -> tuple[SecondPass, list[Tensor | None]]:
+        """Measure the gradients that the backward at the perturbed weights left, and give back their local pieces.
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-            epsilon: local pieces of the perturbation, up to `factors`, in the order of `params`.
-            factors: (N,) float64 so that epsilon_k = factors_k * epsilon[k]; None: do not measure <epsilon_k, g~_k>.
+            epsilon: local pieces of directions, and (N,) float64 scales, so that epsilon_k is scale times direction;
+                None: do not measure <epsilon_k, g~_k>.
+            probe: as in `first_pass`.
 
-        Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products), and see `gradients`; every rank
-            calls it.
+        Collectives: as in `first_pass`.
         """
-        grads = self.gradients()
-        parts = [self._squared(grads).sum(0, keepdim=True), self._share(loss)]
-        if factors is not None:
-            pairs = [
-                (self._nothing, self._nothing) if e is None or g is None else (e, g)
-                for e, g in zip(epsilon[: self.num_cores], grads, strict=False)
-            ]
-            products = inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device)
-            parts.append(products * self._counts[: self.num_cores] * factors)
-        vector = all_reduce_sum_(torch.cat(parts))
-        return SecondPass(
-            grad_norm_sq=vector[0],
-            loss=None if loss is None else vector[1],
-            ascent=None if factors is None else vector[2:],
-        )
+        grads = self.pieces.gradients()
+        probes = None if probe is None else probe(grads)
+        products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
+        vector = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
+        return SecondPass(vector, len(grads), _length(probes), loss is not None), grads
 
-    def _squared(self, grads: Sequence[Tensor | None]) -> Tensor:
-        present = [self._nothing if g is None else g for g in grads]
-        return squared_norms(present, self._counts)
+    def _norms(self, grads: Gradients) -> Tensor:
+        try:
+            return norms([self._nothing if g is None else g for g in grads])
+        except (RuntimeError, TypeError):
+            if any(g is not None and g.layout != torch.strided for g in grads):
+                problem = "a gradient is sparse: SAM moves every weight; build the embedding with sparse=False"
+                raise ValueError(problem) from None
+            raise
 
-    def _local_core_norms_sq(self) -> Tensor:
-        cores = [local_tensor(c) for c in self.cores]
-        return squared_norms(cores, self._counts[: self.num_cores], is_exact=True)
+    def _core_norms(self) -> Tensor:
+        return norms(self.pieces.weights()[: self.num_cores], is_exact=True)
 
-    def _share(self, loss: Tensor | float | None) -> Tensor:
-        """(1,) float64: this rank's share of the mean loss."""
+    def _sum_over_ranks(
+        self,
+        grads: Gradients,
+        loss: Tensor | float | None,
+        wants_stop: bool,
+        probes: Tensor | None,
+        of_cores: Tensor | None,
+        is_squared: bool,
+    ) -> Tensor:
+        """The vector of a pass. Norms are squared here, in float64; `of_cores` too where `is_squared`."""
+        parts = [self._norms(grads), self._loss(loss), self._flags[wants_stop]]
+        parts += [part for part in (probes, of_cores) if part is not None]
+        vector = torch.cat(parts).mul(self._weights_of(probes, of_cores))
+        vector[: len(grads)].square_()
+        if is_squared and of_cores is not None:
+            vector[-self.num_cores :].square_()
+        return all_reduce_sum_(vector)
+
+    def _weights_of(self, probes: Tensor | None, of_cores: Tensor | None) -> Tensor:
+        key = (_length(probes), _length(of_cores))
+        if key not in self._weights:
+            start = self._weights[0, 0]
+            parts = [start, start.new_ones(key[0]), *([self._owned_cores] if key[1] else [])]
+            self._weights[key] = torch.cat(parts)
+        return self._weights[key]
+
+    def _products(self, directions: Gradients, scales: Tensor, grads: Gradients) -> Tensor:
+        pairs = [
+            (self._nothing, self._nothing) if e is None or g is None else (e, g)
+            for e, g in zip(directions[: self.num_cores], grads, strict=False)
+        ]
+        return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
+
+    def _loss(self, loss: Tensor | float | None) -> Tensor:
+        """(1,) this rank's loss, on the device."""
         if isinstance(loss, DTensor):
             loss = loss.full_tensor()
-        if isinstance(loss, Tensor):
-            if loss.numel() != 1:
-                raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
-            return loss.detach().reshape(1).to(self._counts) / world_size()
-        return self._scalar(0.0 if loss is None else loss / world_size())
+        if not isinstance(loss, Tensor):
+            return self._flags[False] if not loss else torch.full((1,), loss, dtype=torch.float64, device=self.device)
+        if loss.numel() != 1:
+            raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
+        loss = loss.detach().reshape(1)
+        return loss if loss.device == self.device else loss.to(self.device)
 
-    def _scalar(self, value: float) -> Tensor:
-        """(1,) float64, without a copy from the host."""
-        return torch.full((1,), value, dtype=torch.float64, device=self.device)
+
+def _length(vector: Tensor | None) -> int:
+    return 0 if vector is None else len(vector)

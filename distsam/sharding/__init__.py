@@ -2,12 +2,10 @@
 
 from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import shard
-from distsam.sharding.gathered import discard_pass
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
-from distsam.sharding.ownership import LocalPieces, local_tensor
+from distsam.sharding.ownership import LocalPieces, Pieces, local_tensor
 from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import PLANS, Fsdp, Replicate, plan_named
-from distsam.sharding.replicate import averagers_of
 from distsam.sharding.world import World, close_world, open_world
 
 __all__ = [
@@ -16,14 +14,13 @@ __all__ = [
     "Fsdp",
     "Layout",
     "LocalPieces",
+    "Pieces",
     "Plan",
     "Replicate",
     "ShardPlan",
     "World",
     "accumulating",
-    "averagers_of",
     "close_world",
-    "discard_pass",
     "local_tensor",
     "loss_weight_of",
     "make_layout",

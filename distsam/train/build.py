@@ -42,9 +42,8 @@ class Job:
     engine: NativeEngine
 
     def counts(self) -> dict[str, float | int | None]:
-        """`das/clipped`, how often DAS hit its bound so far, the same on every rank; nothing without DAS."""
-        has_das = any(isinstance(wrapper, DAS) for wrapper in self.optimizer.chain())
-        return {"das/clipped": self.optimizer.num_clipped_in_chain} if has_das else {}
+        """What the optimizers themselves count, such as `das/clipped`, the same on every rank."""
+        return {name: count for name, count in self.optimizer.counters().items() if "/" in name}
 
 
 def build_problem(config: Config) -> Problem:

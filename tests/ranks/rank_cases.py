@@ -164,7 +164,7 @@ def measure_mixed(world: int) -> dict[str, Any]:
         param = nn.Parameter(w.clone() if on is None else distribute_tensor(w.clone(), on, how))
         param.grad = g.clone() if on is None else distribute_tensor(g.clone(), on, how)
         params.append(param)
-    meter = Meter(params, [distsam.CoreNetwork("mixed", tuple(params[:-1]), distsam.cp((4, 5), 2))])
+    meter = Meter(params, [distsam.CoreNetwork("mixed", tuple(params[:-1]), distsam.tt((2,) * 6, 1))])
     with CollectiveCount() as count:
         first, _ = meter.first_pass(torch.tensor(2.0))
     return {
