@@ -2,27 +2,18 @@
 
 from collections.abc import Callable, Sequence
 
-import torch
-from methods import TARGET, Model
+from methods import BASES, TARGET, Model
+from methods import METHODS as OPTIMIZERS
 from torch import Tensor, nn
 
-import distsam
 from distsam.engine import Engine, NativeEngine, Schedule
-from distsam.optim import Plain, Wrapper
+from distsam.optim import Wrapper
 
 ENGINES: dict[str, Callable[[nn.Module, Wrapper, Sequence[Schedule]], Engine]] = {
     "native": lambda model, optimizer, schedules: NativeEngine(model, optimizer, schedules=schedules),
 }
-METHODS: dict[str, Callable[[torch.optim.Optimizer, nn.Module], Wrapper]] = {
-    "base": lambda base, model: Plain(base),
-    "sam": lambda base, model: distsam.SAM(base, rho=0.1),
-    "das": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1),
-    "sam+das": lambda base, model: distsam.SAM(distsam.DAS(base, distsam.core_networks(model), alpha=0.1), rho=0.1),
-}
-BASES: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
-    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9),
-    "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=0.01),
-}
+# Of the optimizers' contract: each kind of step, and one that keeps tensors of its own.
+METHODS = ("plain", "sam", "das", "sam+das", "memory")
 NUM_STEPS = 12
 
 
@@ -32,14 +23,12 @@ def build(
     """A model in float64, its optimizer and its engine, with two schedules if wanted."""
     model = Model().double()
     bottom = BASES[base](model)
-    bottom.param_groups[0].setdefault("rho", 0.1)
-    optimizer = METHODS[method](bottom, model)
+    optimizer = OPTIMIZERS[method](bottom, model)
     schedules = []
     if has_schedules:
-        schedules = [
-            Schedule(optimizer, "lr", "cosine", NUM_STEPS, warmup_steps=3, final=0.001),
-            Schedule(optimizer, "rho", "linear", NUM_STEPS, final=0.01),
-        ]
+        schedules = [Schedule(optimizer, "lr", "cosine", NUM_STEPS, warmup_steps=3, final=0.001)]
+        for word in {"rho", "alpha"} & set(optimizer.param_groups[0]):
+            schedules.append(Schedule(optimizer, word, "linear", NUM_STEPS, final=0.01))
     return model, optimizer, ENGINES[engine](model, optimizer, schedules)
 
 

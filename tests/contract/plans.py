@@ -59,6 +59,7 @@ def train_on(name: str) -> dict[str, Any]:
     distsam.shard(model, layout.mesh, plan.place(shapes_of(model), layout.axes))
     base = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     optimizer = distsam.SAM(base, rho=RHO)
+    coordinator = distsam.BalanceCoordinator(model, optimizer)
     target = TARGET.double().flatten()
     own = slice(layout.data_rank, None, layout.data_size)
 
@@ -75,6 +76,7 @@ def train_on(name: str) -> dict[str, Any]:
         torch.distributed.all_reduce(sums)
     return {
         "parameters": [full(p) for p in model.parameters()],
+        "loss": coordinator.snapshot()["train/loss"],
         "data": (layout.data_rank, layout.data_size),
         "weight": layout.loss_weight,
         "weight_of_model": loss_weight_of(model.parameters()),
@@ -98,8 +100,8 @@ def full(tensor: Tensor) -> np.ndarray:
     return whole.detach().numpy().copy()
 
 
-def reference() -> list[np.ndarray]:
-    """The same steps by SAM's definition, in one process, in plain torch."""
+def reference() -> tuple[list[np.ndarray], float]:
+    """The same steps by SAM's definition, in one process, in plain torch; and the loss of the last one."""
     model = Model().double()
     params = [p for p in model.parameters() if p.requires_grad and p is not model.unused]
     velocity = [torch.zeros_like(p) for p in params]
@@ -108,6 +110,7 @@ def reference() -> list[np.ndarray]:
         return list(torch.autograd.grad((model() - TARGET.double()).square().mean(), params))
 
     for _ in range(NUM_STEPS):
+        loss = float((model() - TARGET.double()).square().mean().detach())
         grads = gradient()
         clean = [p.detach().clone() for p in params]
         norm = torch.stack([g.square().sum() for g in grads]).sum().sqrt()
@@ -119,4 +122,4 @@ def reference() -> list[np.ndarray]:
             for p, w, v, g in zip(params, clean, velocity, grads, strict=True):
                 v.mul_(MOMENTUM).add_(g)
                 p.copy_(w - LR * v)
-    return [p.detach().numpy() for p in model.parameters()]
+    return [p.detach().numpy() for p in model.parameters()], loss

@@ -77,6 +77,7 @@ def test_a_loaded_engine_goes_on_bit_for_bit(engine: str, method: str, base: str
         resumed.step(losses_of(other))
     assert are_equal(weights(model), weights(other))
     assert resumed.state() == runner.state()
+    assert any(name.startswith("memory.") for name in resumed.state_tensors()) == (method == "memory")
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.001)
 
 
@@ -117,7 +118,7 @@ def test_a_micro_batch_that_raises_leaves_the_weights_and_the_next_step_right(en
 
 @every_engine
 def test_a_step_that_is_skipped_still_counts_for_schedules(engine: str) -> None:
-    model, optimizer, runner = build(engine, "base", has_schedules=True)
+    model, optimizer, runner = build(engine, "plain", has_schedules=True)
     before = weights(model)
     runner.step([lambda: losses_of(model)[0]() * float("nan")])
     assert are_equal(weights(model), before)
@@ -127,14 +128,14 @@ def test_a_step_that_is_skipped_still_counts_for_schedules(engine: str) -> None:
 
 @every_engine
 def test_a_step_without_micro_batches_is_refused(engine: str) -> None:
-    _, _, runner = build(engine, "base")
+    _, _, runner = build(engine, "plain")
     with pytest.raises(ValueError, match="losses: there is none"):
         runner.step([])
 
 
 @every_engine
 def test_an_engine_closed_twice_is_closed(engine: str) -> None:
-    model, _, runner = build(engine, "base")
+    model, _, runner = build(engine, "plain")
     runner.step(losses_of(model))
     runner.close()
     runner.close()
@@ -144,6 +145,6 @@ def test_an_engine_closed_twice_is_closed(engine: str) -> None:
 
 @every_engine
 def test_an_engine_has_all_of_the_protocol(engine: str) -> None:
-    _, _, runner = build(engine, "base")
+    _, _, runner = build(engine, "plain")
     names = [name for name in vars(Engine) if not name.startswith("_")]
     assert [name for name in names if not hasattr(runner, name)] == []

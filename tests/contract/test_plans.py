@@ -51,11 +51,12 @@ def test_a_plan_made_for_another_mesh_is_refused(two_ranks: RankPool, name: str)
 
 def assert_right(answers: list[dict[str, Any]]) -> None:
     """The reference's weights on every rank; every part of the data as often as any other, its loss counted once."""
-    expected = reference()
+    expected, loss = reference()
     scale = max(float(np.abs(e).max()) for e in expected)
     for answer in answers:
         for got, wanted in zip(answer["parameters"], expected, strict=True):
             assert float(np.abs(got - wanted).max()) < 1e-12 * scale
+        assert answer["loss"] == pytest.approx(loss, rel=1e-12)
         assert answer["weight_of_model"] == answer["weight"]
         assert answer["sum_of_weights"] == pytest.approx(1.0)
     parts = sorted(rank for rank, _ in (answer["data"] for answer in answers))
