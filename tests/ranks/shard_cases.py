@@ -131,3 +131,35 @@ def report_losses_and_flush() -> tuple[float, float, list[int]]:
     coordinator = distsam.BalanceCoordinator(model, optimizer)
     optimizer.step(closure)
     return float(losses[0]), float(losses[1]), [step for step, _ in coordinator.flush()]  # type: ignore[arg-type]
+
+
+class Matrix(nn.Module):
+    """A network that is no TensorNetwork: T = A B, by a method of its own."""
+
+    entry_points = ("product",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = distsam.tt((4, 6), 2)
+        generator = torch.Generator().manual_seed(0)
+        shapes = self.spec.core_shapes
+        self.cores = nn.ParameterList(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+
+    def product(self) -> Tensor:
+        left, right = self.cores
+        return left @ right + 0.0  # no view
+
+
+def shard_a_network_of_ones_own() -> tuple[bool, bool, bool]:
+    """Whether its cores are cut, its method gathers them, and their gradients are those of one process."""
+    whole, model = Matrix(), Matrix()
+    distsam.shard(model, make_layout(this_world(), Fsdp()).mesh, "fsdp")
+    results = [m.product() for m in (whole, model)]
+    for result in results:
+        result.square().sum().backward()
+    pairs = list(zip(whole.cores, model.cores, strict=True))
+    return (
+        all(hasattr(core, "full_tensor") for _, core in pairs),
+        bool(torch.equal(*results)),
+        all(np.allclose(full(a.grad), full(b.grad), rtol=1e-12) for a, b in pairs),
+    )

@@ -11,6 +11,7 @@ from shard_cases import (
     measure_a_mesh_without_rank_0,
     refusal_of,
     report_losses_and_flush,
+    shard_a_network_of_ones_own,
     start_with_own_seed,
 )
 
@@ -86,3 +87,8 @@ def test_what_fsdp_would_do_wrongly_is_refused(two_ranks: RankPool, case: str, m
     for said in two_ranks.run(refusal_of, case):
         assert said.startswith(message)
         assert bool(said) == bool(message)
+
+
+def test_a_network_that_is_no_tensor_network_is_cut_and_gathered_by_its_entry_points(two_ranks: RankPool) -> None:
+    """Networks were found by their class, and `at` and `dense` alone gathered the weights."""
+    assert two_ranks.run(shard_a_network_of_ones_own) == [(True, True, True)] * 2
