@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 import distsam
 from distsam.sharding import Axes, Fsdp, Plan, Replicate, ShardPlan, World, loss_weight_of, make_layout
-from distsam.sharding.collectives import is_distributed, rank, world_size
+from distsam.sharding.collectives import all_reduce_sum_, is_distributed, rank, world_size
 
 RHO, LR, MOMENTUM, NUM_STEPS = 0.1, 0.05, 0.9, 8
 
@@ -78,6 +78,7 @@ def train_on(name: str) -> dict[str, Any]:
         "parameters": [full(p) for p in model.parameters()],
         "loss": coordinator.snapshot()["train/loss"],
         "data": (layout.data_rank, layout.data_size),
+        "sum_over_data": float(all_reduce_sum_(torch.tensor(layout.data_rank + 1.0), layout.data_group)),
         "weight": layout.loss_weight,
         "weight_of_model": loss_weight_of(model.parameters()),
         "sum_of_weights": float(sums),

@@ -62,6 +62,7 @@ def assert_right(answers: list[dict[str, Any]]) -> None:
     parts = sorted(rank for rank, _ in (answer["data"] for answer in answers))
     (size,) = {answer["data"][1] for answer in answers}
     assert parts == sorted([*range(size)] * (len(answers) // size))
+    assert {answer["sum_over_data"] for answer in answers} == {size * (size + 1) / 2}
     for part in range(size):
         counted = [answer["weight"] for answer in answers if answer["data"][0] == part]
         assert sorted(counted) == [*[0.0] * (len(counted) - 1), 1 / size]

@@ -33,10 +33,12 @@ def losses_of(model: nn.Module, dtype: torch.dtype, count: int) -> list[Callable
     return [loss_of(*piece) for piece in pieces]
 
 
-def train_in_pieces(plan: str, method: str, count: int, steps: int = 20) -> list[np.ndarray]:
+def train_in_pieces(
+    plan: str, method: str, count: int, steps: int = 20, clip_norm: float | None = None
+) -> list[np.ndarray]:
     """Parameters after steps of `count` micro-batches each."""
     model, optimizer, _ = build(plan, 1, torch.float64, method)
-    engine = NativeEngine(model, optimizer)
+    engine = NativeEngine(model, optimizer, clip_norm=clip_norm)
     for _ in range(steps):
         engine.step(losses_of(model, torch.float64, count))
     return [full(p) for p in model.parameters()]

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from engine_cases import (
     REDUCTIONS,
     count_collectives,
@@ -9,7 +10,7 @@ from engine_cases import (
     resume_with_schedule,
     train_in_pieces,
 )
-from rank_cases import train
+from rank_cases import TwoNetworks, entries, train
 from rank_pool import RankPool
 from test_parity import largest_difference
 
@@ -45,6 +46,26 @@ def test_gradients_are_reduced_once_a_sweep(two_ranks: RankPool, plan: str, meth
     once = reductions(1)
     assert sum(once.values()) > (2 if method == "sam" else 1)  # more than what the optimizer itself sends
     assert reductions(4) == once
+
+
+def clipped_reference(clip_norm: float, steps: int = 20) -> list[np.ndarray]:
+    """Clipped steps of torch alone, on all entries at once."""
+    model = TwoNetworks(torch.float64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    indices, values = entries(torch.float64)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model(indices) - values).square().mean().backward()
+        assert float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)) > clip_norm
+        optimizer.step()
+    return [p.detach().numpy() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_micro_batches_are_clipped_by_the_norm_of_their_sum_over_all_ranks(two_ranks: RankPool, plan: str) -> None:
+    expected = clipped_reference(0.05)
+    for got in (train_in_pieces(plan, "base", 2, 20, 0.05), *two_ranks.run(train_in_pieces, plan, "base", 2, 20, 0.05)):
+        assert largest_difference(got, expected) < 1e-12
 
 
 @pytest.mark.parametrize("plan", PLANS)
