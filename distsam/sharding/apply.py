@@ -35,13 +35,14 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     Which gradients every rank must have: under "fsdp" each rank's loss must run backward through every network, and
     through the rest where that is sharded, because FSDP2 reduces a group's gradients only where there are some. A
     whole parameter may be missing from some ranks' losses, and so may all of them: that rank takes part when an
-    optimizer of distsam measures the pass, which then must consist of one backward. With sharded parameters outside
-    the networks, run the model's forward before a network's own `at` or `dense`.
+    optimizer of distsam measures the pass, which then must consist of one backward, the others being inside
+    `accumulating`. With sharded parameters outside the networks, run the model's forward before a network's own
+    entry points (`at`, `dense`).
 
     Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
-        whole. Afterwards per pass: "fsdp" one all-gather per
-        call of a network forward, one all-gather and one reduce-scatter backward (and one all-reduce on a 2-D mesh);
-        whole parameters one all-reduce per 25 MiB backward. Every rank calls it.
+        whole or an axis is no data axis. Afterwards per pass: "fsdp" one all-gather per call of a network forward, one
+        all-gather and one reduce-scatter backward (and one all-reduce with two data axes); whole parameters one
+        all-reduce per 25 MiB backward. Every rank calls it.
 
     Raises:
         ArgumentError: a plan that the mesh or the model cannot serve, or one made for another mesh or model; under
