@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distsam.balance.norms import inner_products, norms
+from distsam.balance.norms import inner_products, norm_parts, norms
 from distsam.sharding import LocalPieces, Pieces
-from distsam.sharding.collectives import all_reduce_sum_
+from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
@@ -28,16 +28,45 @@ MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 class PassNumbers:
     """The vector of a pass, the same bits on every rank, on the device, read by name.
 
-    Attributes:
-        vector: float64, in the order above.
-        num_params: P.
+    Args:
+        read: gives the vector.
+        local: in a run of one process on CPU, what the vector is made of: norms where it has squares. The host has all
+            that a plain step needs from there.
     """
 
-    def __init__(self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool) -> None:
-        self.vector = vector
+    def __init__(
+        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_probes: int, has_loss: bool
+    ) -> None:
         self.num_params = num_params
+        self._read = read
+        self._local = local
         self._end = num_params + 2 + num_probes
         self._has_loss = has_loss
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """Float64, in the order above."""
+        return self._read()
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """True where the host reads a number without waiting."""
+        return self._local is not None or self.vector.device.type == "cpu"
+
+    @cached_property
+    def on_host(self) -> tuple[float, float, float]:
+        """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
+        p = self.num_params
+        if self._local is not None:
+            values = self._local.tolist()
+            return sum([x * x for x in values[:p]]), values[p], values[p + 1]
+        values = self.vector.tolist()
+        return sum(values[:p]), values[p], values[p + 1]
+
+    @property
+    def on_device(self) -> Tensor:
+        """(3,) float64 the same, of a pass on an accelerator."""
+        return torch.cat([self.grad_norm_sq.view(1), self.vector[self.num_params : self.num_params + 2]])
 
     @property
     def squares(self) -> Tensor:
@@ -47,6 +76,8 @@ class PassNumbers:
     @cached_property
     def grad_norm_sq(self) -> Tensor:
         """() float64: the sum of the squares of all gradients of the model."""
+        if self.is_on_cpu:
+            return torch.tensor(self.on_host[0], dtype=torch.float64)
         return self.squares.sum()
 
     @property
@@ -73,9 +104,15 @@ class FirstPass(PassNumbers):
     """
 
     def __init__(
-        self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool, position: Mapping[int, int]
+        self,
+        read: Callable[[], Tensor],
+        local: Tensor | None,
+        num_params: int,
+        num_probes: int,
+        has_loss: bool,
+        position: Mapping[int, int],
     ) -> None:
-        super().__init__(vector, num_params, num_probes, has_loss)
+        super().__init__(read, local, num_params, num_probes, has_loss)
         self.position = position
 
     @property
@@ -87,11 +124,6 @@ class FirstPass(PassNumbers):
     def gamma_rest(self) -> Tensor:
         """() float64, the same for all other parameters together."""
         return self.vector[len(self.position) : self.num_params].sum()
-
-    @property
-    def stops(self) -> Tensor:
-        """() float64, how many ranks want to stop."""
-        return self.vector[self.num_params + 1]
 
     @property
     def core_norms_sq(self) -> Tensor | None:
@@ -141,7 +173,9 @@ class Meter:
         self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
         self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
-        self._flags = {flag: torch.full((1,), float(flag), device=self.device) for flag in (False, True)}
+        self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
+        # Nothing to add to, and on CPU nothing to wait for.
+        self._is_alone = self.device.type == "cpu" and not is_distributed() and set(weights) == {1.0}
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
@@ -176,8 +210,8 @@ class Meter:
         grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
-        vector = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
-        return FirstPass(vector, len(grads), _length(probes), loss is not None, self.position), grads
+        read, local = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
+        return FirstPass(read, local, len(grads), _length(probes), loss is not None, self.position), grads
 
     @torch.no_grad()
     def second_pass(
@@ -199,12 +233,12 @@ class Meter:
         grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
-        vector = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
-        return SecondPass(vector, len(grads), _length(probes), loss is not None), grads
+        read, local = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
+        return SecondPass(read, local, len(grads), _length(probes), loss is not None), grads
 
-    def _norms(self, grads: Gradients) -> Tensor:
+    def _norms(self, grads: Gradients) -> Tensor | tuple[Tensor, ...]:
         try:
-            return norms([self._nothing if g is None else g for g in grads])
+            return norm_parts([self._nothing if g is None else g for g in grads])
         except (RuntimeError, TypeError):
             if any(g is not None and g.layout != torch.strided for g in grads):
                 problem = "a gradient is sparse: SAM moves every weight; build the embedding with sparse=False"
@@ -222,15 +256,29 @@ class Meter:
         probes: Tensor | None,
         of_cores: Tensor | None,
         is_squared: bool,
-    ) -> Tensor:
-        """The vector of a pass. Norms are squared here, in float64; `of_cores` too where `is_squared`."""
-        parts = [self._norms(grads), self._loss(loss), self._flags[wants_stop]]
-        parts += [part for part in (probes, of_cores) if part is not None]
-        vector = torch.cat(parts).mul(self._weights_of(probes, of_cores))
-        vector[: len(grads)].square_()
-        if is_squared and of_cores is not None:
-            vector[-self.num_cores :].square_()
-        return all_reduce_sum_(vector)
+    ) -> tuple[Callable[[], Tensor], Tensor | None]:
+        """The vector of a pass, see PassNumbers. Norms are squared in float64; `of_cores` too where `is_squared`."""
+        found = self._norms(grads)
+        flag = self._flags[wants_stop]
+        if isinstance(found, Tensor) or probes is not None or of_cores is not None:
+            squeezed = found if isinstance(found, Tensor) else torch.stack(found)
+            tail = [part for part in (probes, of_cores) if part is not None]
+            local = torch.cat([squeezed, self._loss(loss).view(1), flag.view(1), *tail])
+        else:
+            local = torch.stack([*found, self._loss(loss), flag])
+
+        def vector() -> Tensor:
+            with torch.no_grad():
+                weighed = local.mul(self._weights_of(probes, of_cores))
+                weighed[: len(grads)].square_()
+                if is_squared and of_cores is not None:
+                    weighed[-self.num_cores :].square_()
+                return weighed
+
+        if self._is_alone:
+            return vector, local
+        summed = all_reduce_sum_(vector())
+        return lambda: summed, None
 
     def _weights_of(self, probes: Tensor | None, of_cores: Tensor | None) -> Tensor:
         key = (_length(probes), _length(of_cores))
@@ -248,14 +296,15 @@ class Meter:
         return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
 
     def _loss(self, loss: Tensor | float | None) -> Tensor:
-        """(1,) this rank's loss, on the device."""
+        """() this rank's loss, on the device."""
         if isinstance(loss, DTensor):
             loss = loss.full_tensor()
         if not isinstance(loss, Tensor):
-            return self._flags[False] if not loss else torch.full((1,), loss, dtype=torch.float64, device=self.device)
-        if loss.numel() != 1:
-            raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
-        loss = loss.detach().reshape(1)
+            return self._flags[False] if not loss else torch.full((), loss, dtype=torch.float64, device=self.device)
+        if loss.dim():
+            if loss.numel() != 1:
+                raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
+            loss = loss.reshape(())
         return loss if loss.device == self.device else loss.to(self.device)
 
 

@@ -148,16 +148,13 @@ class StepGuard:
     def accepts(self, first: FirstPass, second: SecondPass | None = None) -> bool:
         """True if every pass was finite on every rank. The one place of a step where the host reads a result."""
         passes = [first] if second is None else [first, second]
-        if first.vector.device.type == "cpu":
-            # Nothing to wait for: adding up here is cheaper than another call.
-            total = sum(sum(p.vector[: p.num_params + 1].tolist()) for p in passes)
-            stops = first.stops.item()
+        if first.is_on_cpu:
+            numbers = [p.on_host for p in passes]
         else:
-            stops, *totals = torch.stack([first.stops, *(p.vector[: p.num_params + 1].sum() for p in passes)]).tolist()
-            total = sum(totals)
+            numbers = torch.stack([p.on_device for p in passes]).tolist()
         # Squares of norms and losses: a sum with one NaN or infinity in it shows it.
-        self._accepted = math.isfinite(total)
-        self.stop_requested = stops > 0
+        self._accepted = math.isfinite(sum([total + loss for total, loss, _ in numbers]))
+        self.stop_requested = numbers[0][2] > 0
         if self._accepted:
             self.num_in_a_row = 0
         else:
