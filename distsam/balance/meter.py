@@ -217,14 +217,14 @@ class Meter:
     def second_pass(
         self,
         loss: Tensor | float | None,
-        epsilon: tuple[Gradients, Tensor] | None = None,
+        epsilon: tuple[Gradients, float | Tensor] | None = None,
         probe: Probe | None = None,
     ) -> tuple[SecondPass, list[Tensor | None]]:
         """Measure the gradients that the backward at the perturbed weights left, and give back their local pieces.
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-            epsilon: local pieces of directions, and (N,) float64 scales, so that epsilon_k is scale times direction;
+            epsilon: local pieces of directions, and scales, (N,) or one for all, so that epsilon_k is scale times direction;
                 None: do not measure <epsilon_k, g~_k>.
             probe: as in `first_pass`.
 
@@ -288,7 +288,7 @@ class Meter:
             self._weights[key] = torch.cat(parts)
         return self._weights[key]
 
-    def _products(self, directions: Gradients, scales: Tensor, grads: Gradients) -> Tensor:
+    def _products(self, directions: Gradients, scales: float | Tensor, grads: Gradients) -> Tensor:
         pairs = [
             (self._nothing, self._nothing) if e is None or g is None else (e, g)
             for e, g in zip(directions[: self.num_cores], grads, strict=False)

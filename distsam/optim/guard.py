@@ -140,7 +140,7 @@ class StepGuard:
         return first, grads
 
     def second_pass(
-        self, loss: Tensor | float | None, epsilon: tuple[Gradients, Tensor], probe: Probe | None = None
+        self, loss: Tensor | float | None, epsilon: tuple[Gradients, float | Tensor], probe: Probe | None = None
     ) -> tuple[SecondPass, list[Tensor | None]]:
         """Measure the pass at the perturbed weights. Collectives: one, as in Meter.second_pass."""
         return self.meter.second_pass(loss, epsilon if self.is_due else None, probe)
@@ -170,8 +170,7 @@ class StepGuard:
             grads: what the base optimizer is about to get.
             norm_sq: () float64 its squared norm over all parameters and ranks.
         """
-        if self.clip_norm is None:
-            return
+        assert self.clip_norm is not None
         self._clip_factor = (self.clip_norm / (norm_sq.sqrt() + 1e-6)).clamp_(max=1.0)
         moved = [g for g in grads if g is not None]
         if self._clip_factor.device.type != "cpu":
@@ -220,7 +219,7 @@ class StepGuard:
             growth=torch.stack(growths).sum(0) if growths else None,
             rates=core_rates(self._owner.param_groups, self.meter.cores) if is_due and self._accepted else None,
             num_skipped=self.num_skipped,
-            clip_factor=self._clip_factor,
+            clip_factor=None if self.clip_norm is None else self._clip_factor,
             is_combined=is_combined,
             counters={name: n for link in chain for name, n in link.own_counters().items()} if is_due else {},
         )
