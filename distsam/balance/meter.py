@@ -3,7 +3,7 @@
 Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
 at the perturbed weights; N cores of all networks together, P parameters, the cores first.
 
-The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it
+The vector of a pass is `squares (P), core norms (N or none), loss, stops, probes (any)`: each rank fills it
 with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small
 networks those calls, and not their arithmetic, are what a step costs beside its passes.
 """
@@ -21,6 +21,7 @@ from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
+Norms = Tensor | tuple[Tensor, ...]
 Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
@@ -35,12 +36,12 @@ class PassNumbers:
     """
 
     def __init__(
-        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_probes: int, has_loss: bool
+        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_of_cores: int, has_loss: bool
     ) -> None:
         self.num_params = num_params
         self._read = read
         self._local = local
-        self._end = num_params + 2 + num_probes
+        self._loss_at = num_params + num_of_cores
         self._has_loss = has_loss
 
     @cached_property
@@ -56,17 +57,18 @@ class PassNumbers:
     @cached_property
     def on_host(self) -> tuple[float, float, float]:
         """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
-        p = self.num_params
         if self._local is not None:
             values = self._local.tolist()
-            return sum([x * x for x in values[:p]]), values[p], values[p + 1]
-        values = self.vector.tolist()
-        return sum(values[:p]), values[p], values[p + 1]
+            total = sum([x * x for x in values[: self.num_params]])
+        else:
+            values = self.vector.tolist()
+            total = sum(values[: self.num_params])
+        return total, values[self._loss_at], values[self._loss_at + 1]
 
     @property
     def on_device(self) -> Tensor:
         """(3,) float64 the same, of a pass on an accelerator."""
-        return torch.cat([self.grad_norm_sq.view(1), self.vector[self.num_params : self.num_params + 2]])
+        return torch.cat([self.grad_norm_sq.view(1), self.vector[self._loss_at : self._loss_at + 2]])
 
     @property
     def squares(self) -> Tensor:
@@ -83,17 +85,17 @@ class PassNumbers:
     @property
     def loss(self) -> Tensor | None:
         """() float64, mean over the data ranks; None if the caller did not say."""
-        return self.vector[self.num_params] if self._has_loss else None
+        return self.vector[self._loss_at] if self._has_loss else None
 
     @property
     def probes(self) -> Tensor | None:
         """The sums that an ascent asked for, float64; None where it asked for none."""
-        return self.vector[self.num_params + 2 : self._end] if self._end > self.num_params + 2 else None
+        return self.vector[self._loss_at + 2 :] if len(self.vector) > self._loss_at + 2 else None
 
     @cached_property
     def of_cores(self) -> Tensor | None:
         """(N,) float64, what was measured of the cores beside their gradients; None where nobody wanted it."""
-        return self.vector[self._end :] if len(self.vector) > self._end else None
+        return self.vector[self.num_params : self._loss_at] if self._loss_at > self.num_params else None
 
 
 class FirstPass(PassNumbers):
@@ -108,11 +110,11 @@ class FirstPass(PassNumbers):
         read: Callable[[], Tensor],
         local: Tensor | None,
         num_params: int,
-        num_probes: int,
+        num_of_cores: int,
         has_loss: bool,
         position: Mapping[int, int],
     ) -> None:
-        super().__init__(read, local, num_params, num_probes, has_loss)
+        super().__init__(read, local, num_params, num_of_cores, has_loss)
         self.position = position
 
     @property
@@ -185,7 +187,7 @@ class Meter:
         if not self.cores:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            return all_reduce_sum_(self._core_norms().mul(self._owned_cores).square_())
+            return all_reduce_sum_(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
     @torch.no_grad()
     def first_pass(
@@ -211,7 +213,7 @@ class Meter:
         probes = None if probe is None else probe(grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
         read, local = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
-        return FirstPass(read, local, len(grads), _length(probes), loss is not None, self.position), grads
+        return FirstPass(read, local, len(grads), _length(core_norms), loss is not None, self.position), grads
 
     @torch.no_grad()
     def second_pass(
@@ -224,7 +226,7 @@ class Meter:
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-            epsilon: local pieces of directions, and scales, (N,) or one for all, so that epsilon_k is scale times direction;
+        """The vector of a pass, see PassNumbers. Norms are squared in float64, `of_cores` too where `is_squared`."""
                 None: do not measure <epsilon_k, g~_k>.
             probe: as in `first_pass`.
 
@@ -234,9 +236,9 @@ class Meter:
         probes = None if probe is None else probe(grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
         read, local = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
-        return SecondPass(read, local, len(grads), _length(probes), loss is not None), grads
+        return SecondPass(read, local, len(grads), _length(products), loss is not None), grads
 
-    def _norms(self, grads: Gradients) -> Tensor | tuple[Tensor, ...]:
+    def _norms(self, grads: Gradients) -> Norms:
         try:
             return norm_parts([self._nothing if g is None else g for g in grads])
         except (RuntimeError, TypeError):
@@ -245,8 +247,11 @@ class Meter:
                 raise ValueError(problem) from None
             raise
 
-    def _core_norms(self) -> Tensor:
-        return norms(self.pieces.weights()[: self.num_cores], is_exact=True)
+    def _core_norms(self) -> Norms:
+        return norm_parts(self._core_weights(), is_exact=True)
+
+    def _core_weights(self) -> list[Tensor]:
+        return self.pieces.weights()[: self.num_cores]
 
     def _sum_over_ranks(
         self,
@@ -254,25 +259,23 @@ class Meter:
         loss: Tensor | float | None,
         wants_stop: bool,
         probes: Tensor | None,
-        of_cores: Tensor | None,
+        of_cores: Norms | None,
         is_squared: bool,
     ) -> tuple[Callable[[], Tensor], Tensor | None]:
         """The vector of a pass, see PassNumbers. Norms are squared in float64; `of_cores` too where `is_squared`."""
-        found = self._norms(grads)
-        flag = self._flags[wants_stop]
-        if isinstance(found, Tensor) or probes is not None or of_cores is not None:
-            squeezed = found if isinstance(found, Tensor) else torch.stack(found)
-            tail = [part for part in (probes, of_cores) if part is not None]
-            local = torch.cat([squeezed, self._loss(loss).view(1), flag.view(1), *tail])
+        scalars = [self._loss(loss), self._flags[wants_stop]]
+        lists = [self._norms(grads), () if of_cores is None else of_cores]
+        if probes is None and not any(isinstance(part, Tensor) for part in lists):
+            local = torch.stack([*lists[0], *lists[1], *scalars])
         else:
-            local = torch.stack([*found, self._loss(loss), flag])
+            parts = [part if isinstance(part, Tensor) else torch.stack(part) for part in (*lists, scalars) if len(part)]
+            local = torch.cat(parts if probes is None else [*parts, probes])
+        num_of_cores = len(lists[1])
 
         def vector() -> Tensor:
             with torch.no_grad():
-                weighed = local.mul(self._weights_of(probes, of_cores))
-                weighed[: len(grads)].square_()
-                if is_squared and of_cores is not None:
-                    weighed[-self.num_cores :].square_()
+                weighed = local.mul(self._weights_of(num_of_cores, _length(probes)))
+                weighed[: len(grads) + (num_of_cores if is_squared else 0)].square_()
                 return weighed
 
         if self._is_alone:
@@ -280,12 +283,11 @@ class Meter:
         summed = all_reduce_sum_(vector())
         return lambda: summed, None
 
-    def _weights_of(self, probes: Tensor | None, of_cores: Tensor | None) -> Tensor:
-        key = (_length(probes), _length(of_cores))
+    def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
+        key = (num_of_cores, num_probes)
         if key not in self._weights:
-            start = self._weights[0, 0]
-            parts = [start, start.new_ones(key[0]), *([self._owned_cores] if key[1] else [])]
-            self._weights[key] = torch.cat(parts)
+            squares, scalars = self._weights[0, 0].split([len(self.params), 2])
+            self._weights[key] = torch.cat([squares, squares[:num_of_cores], scalars, scalars.new_ones(num_probes)])
         return self._weights[key]
 
     def _products(self, directions: Gradients, scales: float | Tensor, grads: Gradients) -> Tensor:
@@ -308,5 +310,5 @@ class Meter:
         return loss if loss.device == self.device else loss.to(self.device)
 
 
-def _length(vector: Tensor | None) -> int:
+def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
     return 0 if vector is None else len(vector)
