@@ -171,7 +171,7 @@ class Meter:
         self.device = self.pieces.device
         owned = [float(is_owned) for is_owned in self.pieces.owned]
         weights = [*owned, self.pieces.loss_weight, 1.0]
-        # By what each number of the vector is multiplied before ranks are added; by number of probes and of core norms.
+        # The factors of a rank's numbers before ranks are added up; by how many are of cores, and how many probes.
         self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
         self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
@@ -226,8 +226,8 @@ class Meter:
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-        """The vector of a pass, see PassNumbers. Norms are squared in float64, `of_cores` too where `is_squared`."""
-                None: do not measure <epsilon_k, g~_k>.
+            epsilon: local pieces of directions, and scales, (N,) or one for all, so that epsilon_k is scale times
+                direction; None: do not measure <epsilon_k, g~_k>.
             probe: as in `first_pass`.
 
         Collectives: as in `first_pass`.
