@@ -1,4 +1,4 @@
-"""The coordinator: turns the vectors that the step measured anyway into the numbers that people watch."""
+"""The coordinator: makes of what a step has measured the numbers that people watch."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -70,8 +70,8 @@ class BalanceCoordinator:
         every: log cadence in steps: steps 1, every, 2 every, ... are published.
         last_step: the step that ends the run, if it is known: published too.
 
-    The numbers of step t are published when the first pass of step t + 1 has brought the core norms that step t
-    left; so they cost no collective of their own.
+    The numbers of step t hold the core norms after it. Those are measured by the first pass of step t + 1, and then the
+    numbers are published: one step late, without a collective of their own.
     """
 
     def __init__(

@@ -3,7 +3,7 @@
 Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
 at the perturbed weights; N cores of all networks together, P parameters, the cores first.
 
-The vector of a pass is `squares (P), loss (1), stops (1), probes (any), core norms (N or none)`: each rank fills it
+The vector of a pass is `squares (P), core norms (N or none), loss, stops, probes (any)`: each rank fills it
 with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small
 networks those calls, and not their arithmetic, are what a step costs beside its passes.
 """
@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distsam.balance.norms import inner_products, norms
+from distsam.balance.norms import inner_products, norm_parts, norms
 from distsam.sharding import LocalPieces, Pieces
-from distsam.sharding.collectives import all_reduce_sum_
+from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
+Norms = Tensor | tuple[Tensor, ...]
 Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
@@ -28,16 +29,46 @@ MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 class PassNumbers:
     """The vector of a pass, the same bits on every rank, on the device, read by name.
 
-    Attributes:
-        vector: float64, in the order above.
-        num_params: P.
+    Args:
+        read: gives the vector.
+        local: in a run of one process on CPU, what the vector is made of: norms where it has squares. The host has all
+            that a plain step needs from there.
     """
 
-    def __init__(self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool) -> None:
-        self.vector = vector
+    def __init__(
+        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_of_cores: int, has_loss: bool
+    ) -> None:
         self.num_params = num_params
-        self._end = num_params + 2 + num_probes
+        self._read = read
+        self._local = local
+        self._loss_at = num_params + num_of_cores
         self._has_loss = has_loss
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """Float64, in the order above."""
+        return self._read()
+
+    @property
+    def is_on_cpu(self) -> bool:
+        """True where the host reads a number without waiting."""
+        return self._local is not None or self.vector.device.type == "cpu"
+
+    @cached_property
+    def on_host(self) -> tuple[float, float, float]:
+        """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
+        if self._local is not None:
+            values = self._local.tolist()
+            total = sum([x * x for x in values[: self.num_params]])
+        else:
+            values = self.vector.tolist()
+            total = sum(values[: self.num_params])
+        return total, values[self._loss_at], values[self._loss_at + 1]
+
+    @property
+    def on_device(self) -> Tensor:
+        """(3,) float64 the same, of a pass on an accelerator."""
+        return torch.cat([self.grad_norm_sq.view(1), self.vector[self._loss_at : self._loss_at + 2]])
 
     @property
     def squares(self) -> Tensor:
@@ -47,22 +78,24 @@ class PassNumbers:
     @cached_property
     def grad_norm_sq(self) -> Tensor:
         """() float64: the sum of the squares of all gradients of the model."""
+        if self.is_on_cpu:
+            return torch.tensor(self.on_host[0], dtype=torch.float64)
         return self.squares.sum()
 
     @property
     def loss(self) -> Tensor | None:
         """() float64, mean over the data ranks; None if the caller did not say."""
-        return self.vector[self.num_params] if self._has_loss else None
+        return self.vector[self._loss_at] if self._has_loss else None
 
     @property
     def probes(self) -> Tensor | None:
         """The sums that an ascent asked for, float64; None where it asked for none."""
-        return self.vector[self.num_params + 2 : self._end] if self._end > self.num_params + 2 else None
+        return self.vector[self._loss_at + 2 :] if len(self.vector) > self._loss_at + 2 else None
 
     @cached_property
     def of_cores(self) -> Tensor | None:
         """(N,) float64, what was measured of the cores beside their gradients; None where nobody wanted it."""
-        return self.vector[self._end :] if len(self.vector) > self._end else None
+        return self.vector[self.num_params : self._loss_at] if self._loss_at > self.num_params else None
 
 
 class FirstPass(PassNumbers):
@@ -73,9 +106,15 @@ class FirstPass(PassNumbers):
     """
 
     def __init__(
-        self, vector: Tensor, num_params: int, num_probes: int, has_loss: bool, position: Mapping[int, int]
+        self,
+        read: Callable[[], Tensor],
+        local: Tensor | None,
+        num_params: int,
+        num_of_cores: int,
+        has_loss: bool,
+        position: Mapping[int, int],
     ) -> None:
-        super().__init__(vector, num_params, num_probes, has_loss)
+        super().__init__(read, local, num_params, num_of_cores, has_loss)
         self.position = position
 
     @property
@@ -87,11 +126,6 @@ class FirstPass(PassNumbers):
     def gamma_rest(self) -> Tensor:
         """() float64, the same for all other parameters together."""
         return self.vector[len(self.position) : self.num_params].sum()
-
-    @property
-    def stops(self) -> Tensor:
-        """() float64, how many ranks want to stop."""
-        return self.vector[self.num_params + 1]
 
     @property
     def core_norms_sq(self) -> Tensor | None:
@@ -137,11 +171,13 @@ class Meter:
         self.device = self.pieces.device
         owned = [float(is_owned) for is_owned in self.pieces.owned]
         weights = [*owned, self.pieces.loss_weight, 1.0]
-        # By what each number of the vector is multiplied before ranks are added; by number of probes and of core norms.
+        # The factors of a rank's numbers before ranks are added up; by how many are of cores, and how many probes.
         self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
         self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
-        self._flags = {flag: torch.full((1,), float(flag), device=self.device) for flag in (False, True)}
+        self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
+        # Nothing to add to, and on CPU nothing to wait for.
+        self._is_alone = self.device.type == "cpu" and not is_distributed() and set(weights) == {1.0}
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
@@ -151,7 +187,7 @@ class Meter:
         if not self.cores:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            return all_reduce_sum_(self._core_norms().mul(self._owned_cores).square_())
+            return all_reduce_sum_(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
     @torch.no_grad()
     def first_pass(
@@ -176,22 +212,22 @@ class Meter:
         grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
-        vector = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
-        return FirstPass(vector, len(grads), _length(probes), loss is not None, self.position), grads
+        read, local = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
+        return FirstPass(read, local, len(grads), _length(core_norms), loss is not None, self.position), grads
 
     @torch.no_grad()
     def second_pass(
         self,
         loss: Tensor | float | None,
-        epsilon: tuple[Gradients, Tensor] | None = None,
+        epsilon: tuple[Gradients, float | Tensor] | None = None,
         probe: Probe | None = None,
     ) -> tuple[SecondPass, list[Tensor | None]]:
         """Measure the gradients that the backward at the perturbed weights left, and give back their local pieces.
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-            epsilon: local pieces of directions, and (N,) float64 scales, so that epsilon_k is scale times direction;
-                None: do not measure <epsilon_k, g~_k>.
+            epsilon: local pieces of directions, and scales, (N,) or one for all, so that epsilon_k is scale times
+                direction; None: do not measure <epsilon_k, g~_k>.
             probe: as in `first_pass`.
 
         Collectives: as in `first_pass`.
@@ -199,20 +235,23 @@ class Meter:
         grads = self.pieces.gradients()
         probes = None if probe is None else probe(grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
-        vector = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
-        return SecondPass(vector, len(grads), _length(probes), loss is not None), grads
+        read, local = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
+        return SecondPass(read, local, len(grads), _length(products), loss is not None), grads
 
-    def _norms(self, grads: Gradients) -> Tensor:
+    def _norms(self, grads: Gradients) -> Norms:
         try:
-            return norms([self._nothing if g is None else g for g in grads])
+            return norm_parts([self._nothing if g is None else g for g in grads])
         except (RuntimeError, TypeError):
             if any(g is not None and g.layout != torch.strided for g in grads):
                 problem = "a gradient is sparse: SAM moves every weight; build the embedding with sparse=False"
                 raise ValueError(problem) from None
             raise
 
-    def _core_norms(self) -> Tensor:
-        return norms(self.pieces.weights()[: self.num_cores], is_exact=True)
+    def _core_norms(self) -> Norms:
+        return norm_parts(self._core_weights(), is_exact=True)
+
+    def _core_weights(self) -> list[Tensor]:
+        return self.pieces.weights()[: self.num_cores]
 
     def _sum_over_ranks(
         self,
@@ -220,27 +259,38 @@ class Meter:
         loss: Tensor | float | None,
         wants_stop: bool,
         probes: Tensor | None,
-        of_cores: Tensor | None,
+        of_cores: Norms | None,
         is_squared: bool,
-    ) -> Tensor:
-        """The vector of a pass. Norms are squared here, in float64; `of_cores` too where `is_squared`."""
-        parts = [self._norms(grads), self._loss(loss), self._flags[wants_stop]]
-        parts += [part for part in (probes, of_cores) if part is not None]
-        vector = torch.cat(parts).mul(self._weights_of(probes, of_cores))
-        vector[: len(grads)].square_()
-        if is_squared and of_cores is not None:
-            vector[-self.num_cores :].square_()
-        return all_reduce_sum_(vector)
+    ) -> tuple[Callable[[], Tensor], Tensor | None]:
+        """The vector of a pass, see PassNumbers. Norms are squared in float64; `of_cores` too where `is_squared`."""
+        scalars = [self._loss(loss), self._flags[wants_stop]]
+        lists = [self._norms(grads), () if of_cores is None else of_cores]
+        if probes is None and not any(isinstance(part, Tensor) for part in lists):
+            local = torch.stack([*lists[0], *lists[1], *scalars])
+        else:
+            parts = [part if isinstance(part, Tensor) else torch.stack(part) for part in (*lists, scalars) if len(part)]
+            local = torch.cat(parts if probes is None else [*parts, probes])
+        num_of_cores = len(lists[1])
 
-    def _weights_of(self, probes: Tensor | None, of_cores: Tensor | None) -> Tensor:
-        key = (_length(probes), _length(of_cores))
+        def vector() -> Tensor:
+            with torch.no_grad():
+                weighed = local.mul(self._weights_of(num_of_cores, _length(probes)))
+                weighed[: len(grads) + (num_of_cores if is_squared else 0)].square_()
+                return weighed
+
+        if self._is_alone:
+            return vector, local
+        summed = all_reduce_sum_(vector())
+        return lambda: summed, None
+
+    def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
+        key = (num_of_cores, num_probes)
         if key not in self._weights:
-            start = self._weights[0, 0]
-            parts = [start, start.new_ones(key[0]), *([self._owned_cores] if key[1] else [])]
-            self._weights[key] = torch.cat(parts)
+            squares, scalars = self._weights[0, 0].split([len(self.params), 2])
+            self._weights[key] = torch.cat([squares, squares[:num_of_cores], scalars, scalars.new_ones(num_probes)])
         return self._weights[key]
 
-    def _products(self, directions: Gradients, scales: Tensor, grads: Gradients) -> Tensor:
+    def _products(self, directions: Gradients, scales: float | Tensor, grads: Gradients) -> Tensor:
         pairs = [
             (self._nothing, self._nothing) if e is None or g is None else (e, g)
             for e, g in zip(directions[: self.num_cores], grads, strict=False)
@@ -248,16 +298,17 @@ class Meter:
         return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
 
     def _loss(self, loss: Tensor | float | None) -> Tensor:
-        """(1,) this rank's loss, on the device."""
+        """() this rank's loss, on the device."""
         if isinstance(loss, DTensor):
             loss = loss.full_tensor()
         if not isinstance(loss, Tensor):
-            return self._flags[False] if not loss else torch.full((1,), loss, dtype=torch.float64, device=self.device)
-        if loss.numel() != 1:
-            raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
-        loss = loss.detach().reshape(1)
+            return self._flags[False] if not loss else torch.full((), loss, dtype=torch.float64, device=self.device)
+        if loss.dim():
+            if loss.numel() != 1:
+                raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
+            loss = loss.reshape(())
         return loss if loss.device == self.device else loss.to(self.device)
 
 
-def _length(vector: Tensor | None) -> int:
+def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
     return 0 if vector is None else len(vector)

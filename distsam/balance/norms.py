@@ -28,7 +28,15 @@ def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = Fa
 
 
 def norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
-    """(P,) float32 or float64 Frobenius norms of P local tensors; call it under no_grad.
+    """(P,) float32 or float64 Frobenius norms of P local tensors; see `norm_parts`."""
+    parts = norm_parts(tensors, is_exact)
+    return parts if isinstance(parts, Tensor) else torch.stack(parts)
+
+
+def norm_parts(tensors: list[Tensor], is_exact: bool = False) -> Tensor | tuple[Tensor, ...]:
+    """Frobenius norms of P local tensors, as (P,) or, where it costs a call less, as P of (); float32 or float64.
+
+    Call it under no_grad.
 
     Relative error of the square below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do
     not cancel, 2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12. Not exact, the squares
@@ -42,10 +50,10 @@ def norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
     dtype = torch.float64 if is_exact or torch.float64 in {t.dtype for t in tensors} else torch.float32
     # CUDA's kernel takes many tensors in one call, and works in short rows by itself.
     if tensors[0].device.type != "cpu":
-        return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
+        return torch._foreach_norm(tensors, 2, dtype=dtype)
     is_cut = dtype == torch.float32 and any(t.numel() > LONG for t in tensors)
     if len(tensors) < MANY and not is_cut:
-        return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
+        return torch._foreach_norm(tensors, 2, dtype=dtype)
     return _by_size(tensors, dtype, is_cut)
 
 

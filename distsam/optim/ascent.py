@@ -4,6 +4,7 @@ Legend: w weights, g gradient, epsilon the perturbation, h gradient at w + epsil
 cores of the networks first.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -70,11 +71,11 @@ class Ascent(Protocol):
         """1-D float64 sums over what this rank owns (`pieces.owned`) after the first pass: see `Sweep.first.probes`."""
         return None
 
-    def epsilon(self, sweep: Sweep) -> tuple[Tensor, Gradients]:
+    def epsilon(self, sweep: Sweep) -> tuple[float | Tensor, Gradients]:
         """The perturbation, as scales times directions.
 
         Returns:
-            scales: () or (P,) float64 on the device. One that is not finite counts as 0.
+            scales: () or (P,) float64 on the device, or a number. One that is not finite counts as 0.
             directions: P local pieces, or None for a parameter that stays; `sweep.grads` for the gradient itself,
                 which costs no copy. They are kept until the step is over and must not be changed.
         """
@@ -84,16 +85,15 @@ class Ascent(Protocol):
         """As `probes`, after the second pass: see `Sweep.second.probes`."""
         return None
 
-    def combine(self, sweep: Sweep) -> Tensor:
-        """Make of the gradients in place what the base is to step along; nothing by default.
+    def combine(self, sweep: Sweep) -> Tensor | None:
+        """Make of the gradients in place what the base is to step along; by default they stay.
 
         Those are `sweep.perturbed_grads`, to be changed in place; `sweep.grads` in a step without a second pass.
 
         Returns:
-            () float64 squared norm of the result over all parameters and ranks, for clipping: the pass's very
-            `grad_norm_sq` where nothing was changed, by which that is known.
+            () float64 squared norm of the result over all parameters and ranks, for clipping; None where they stay.
         """
-        return sweep.first.grad_norm_sq if sweep.second is None else sweep.second.grad_norm_sq
+        return None
 
     def own_counters(self) -> Mapping[str, Tensor | int]:
         """What it counts, "<name>/<what>" -> number, on the device where it is counted there."""
@@ -125,11 +125,15 @@ class GradientAscent(Ascent):
         self.own_state = {}
         self._tables = TableCache(self.networks)
 
-    def epsilon(self, sweep: Sweep) -> tuple[Tensor, Gradients]:
+    def epsilon(self, sweep: Sweep) -> tuple[float | Tensor, Gradients]:
         """rho / norm, times the gradients."""
-        first = sweep.first
-        norm_sq = first.grad_norm_sq if self.scope == "global" else self._norms_sq(first)
-        return norm_sq.rsqrt() * sweep.rho, sweep.grads
+        first, rho = sweep.first, sweep.rho
+        if self.scope != "global":
+            return self._norms_sq(first).rsqrt() * rho, sweep.grads
+        if first.is_on_cpu and isinstance(rho, float):
+            norm_sq = first.on_host[0]
+            return (rho / math.sqrt(norm_sq) if norm_sq > 0 else 0.0), sweep.grads
+        return first.grad_norm_sq.rsqrt() * rho, sweep.grads
 
     def _norms_sq(self, first: FirstPass) -> Tensor:
         """(P,) float64 the squared norm by which each parameter's radius is measured."""

@@ -61,6 +61,9 @@ class DeviationRule:
 
     def _bounded(self, growth: Tensor, rate: float | Tensor) -> Tensor:
         largest = (growth * rate).abs_().amax(1, keepdim=True)
+        # Nearly always; where the host need not wait it saves the rest.
+        if largest.device.type == "cpu" and float(largest.max()) <= self.lambda_max:
+            return growth
         if self._clipped is None or self._clipped.shape != largest.shape:
             self._clipped_before = self._clipped_before + self._total()
             self._clipped = torch.zeros_like(largest, dtype=torch.int64)

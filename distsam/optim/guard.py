@@ -140,7 +140,7 @@ class StepGuard:
         return first, grads
 
     def second_pass(
-        self, loss: Tensor | float | None, epsilon: tuple[Gradients, Tensor], probe: Probe | None = None
+        self, loss: Tensor | float | None, epsilon: tuple[Gradients, float | Tensor], probe: Probe | None = None
     ) -> tuple[SecondPass, list[Tensor | None]]:
         """Measure the pass at the perturbed weights. Collectives: one, as in Meter.second_pass."""
         return self.meter.second_pass(loss, epsilon if self.is_due else None, probe)
@@ -148,16 +148,13 @@ class StepGuard:
     def accepts(self, first: FirstPass, second: SecondPass | None = None) -> bool:
         """True if every pass was finite on every rank. The one place of a step where the host reads a result."""
         passes = [first] if second is None else [first, second]
-        if first.vector.device.type == "cpu":
-            # Nothing to wait for: adding up here is cheaper than another call.
-            total = sum(sum(p.vector[: p.num_params + 1].tolist()) for p in passes)
-            stops = first.stops.item()
+        if first.is_on_cpu:
+            numbers = [p.on_host for p in passes]
         else:
-            stops, *totals = torch.stack([first.stops, *(p.vector[: p.num_params + 1].sum() for p in passes)]).tolist()
-            total = sum(totals)
+            numbers = torch.stack([p.on_device for p in passes]).tolist()
         # Squares of norms and losses: a sum with one NaN or infinity in it shows it.
-        self._accepted = math.isfinite(total)
-        self.stop_requested = stops > 0
+        self._accepted = math.isfinite(sum([total + loss for total, loss, _ in numbers]))
+        self.stop_requested = numbers[0][2] > 0
         if self._accepted:
             self.num_in_a_row = 0
         else:
@@ -173,8 +170,7 @@ class StepGuard:
             grads: what the base optimizer is about to get.
             norm_sq: () float64 its squared norm over all parameters and ranks.
         """
-        if self.clip_norm is None:
-            return
+        assert self.clip_norm is not None
         self._clip_factor = (self.clip_norm / (norm_sq.sqrt() + 1e-6)).clamp_(max=1.0)
         moved = [g for g in grads if g is not None]
         if self._clip_factor.device.type != "cpu":
@@ -223,7 +219,7 @@ class StepGuard:
             growth=torch.stack(growths).sum(0) if growths else None,
             rates=core_rates(self._owner.param_groups, self.meter.cores) if is_due and self._accepted else None,
             num_skipped=self.num_skipped,
-            clip_factor=self._clip_factor,
+            clip_factor=None if self.clip_norm is None else self._clip_factor,
             is_combined=is_combined,
             counters={name: n for link in chain for name, n in link.own_counters().items()} if is_due else {},
         )

@@ -26,13 +26,13 @@ class Perturbation:
         self.is_inside = False
 
     @torch.no_grad()
-    def enter(self, pieces: Pieces, directions: Sequence[Tensor | None], scales: Tensor) -> None:
+    def enter(self, pieces: Pieces, directions: Sequence[Tensor | None], scales: float | Tensor) -> None:
         """Copy the weights, then add scale * direction to each parameter that has one.
 
         Args:
             pieces: of P parameters.
             directions: P local pieces; they are not changed.
-            scales: () float64, one for all, or (P,), finite.
+            scales: one for all, a number or () float64, or (P,); finite.
         """
         is_moved = [d is not None for d in directions]
         steps = [d for d in directions if d is not None]
@@ -43,12 +43,13 @@ class Perturbation:
             weights = list(compress(weights, is_moved))
         self._make_room(pieces, is_moved, weights)
         self.is_inside = True
-        if scales.device.type != "cpu":
-            self._move_on_device(weights, steps, list(compress(scales.unbind(), is_moved)) if scales.dim() else scales)
+        if not isinstance(scales, Tensor):
+            self._move_by_number(weights, steps, scales)
+        elif scales.device.type != "cpu":
+            self._move_by_tensor(weights, steps, list(compress(scales.unbind(), is_moved)) if scales.dim() else scales)
         else:
-            self._move_on_cpu(
-                weights, steps, list(compress(scales.tolist(), is_moved)) if scales.dim() else float(scales)
-            )
+            numbers = scales.tolist()
+            self._move_by_number(weights, steps, numbers if scales.dim() == 0 else list(compress(numbers, is_moved)))
         pieces.publish()
 
     @torch.no_grad()
@@ -67,14 +68,14 @@ class Perturbation:
             self._saved = [torch.empty_like(w) for w in weights]
             self._chunks = list(_chunks(weights, CHUNK if pieces.device.type == "cpu" else DEVICE_CHUNK))
 
-    def _move_on_device(self, weights: list[Tensor], steps: list[Tensor], scales: Tensor | list[Tensor]) -> None:
+    def _move_by_tensor(self, weights: list[Tensor], steps: list[Tensor], scales: Tensor | list[Tensor]) -> None:
         # A scale that lives on the device cannot be an `alpha`.
         for chunk in self._chunks:
             torch._foreach_copy_(self._saved[chunk], weights[chunk])
             moves = torch._foreach_mul(steps[chunk], scales if isinstance(scales, Tensor) else scales[chunk])
             torch._foreach_add_(weights[chunk], moves)
 
-    def _move_on_cpu(self, weights: list[Tensor], steps: list[Tensor], scales: float | list[float]) -> None:
+    def _move_by_number(self, weights: list[Tensor], steps: list[Tensor], scales: float | list[float]) -> None:
         for chunk in self._chunks:
             torch._foreach_copy_(self._saved[chunk], weights[chunk])
             if isinstance(scales, float):

@@ -50,7 +50,7 @@ class TwoPass(Wrapper):
         self._random = RandomReplay()
         self._kept_buffers = KeptBuffers(model)
         self._perturbation = Perturbation()
-        self._pending: tuple[Sweep, Tensor, Gradients] | None = None
+        self._pending: tuple[Sweep, float | Tensor, Gradients] | None = None
         self._is_combined = False
 
     @property
@@ -140,7 +140,7 @@ class TwoPass(Wrapper):
             self._perturbation.leave()
         self._pending = pending
 
-    def _ascend(self, loss: Tensor | float | None) -> tuple[Sweep, Tensor, Gradients]:
+    def _ascend(self, loss: Tensor | float | None) -> tuple[Sweep, float | Tensor, Gradients]:
         """Measure the first pass and perturb the weights."""
         if self._perturbation.is_inside:
             raise RuntimeError("the weights are perturbed already: inside sam.perturbed() run the second pass only")
@@ -190,7 +190,7 @@ class TwoPass(Wrapper):
         sweep, scales, directions = self._pending
         self._pending = None
         guard, first = self.guard, sweep.first
-        core_scales = scales[: guard.meter.num_cores] if scales.dim() else scales
+        core_scales = scales[: guard.meter.num_cores] if isinstance(scales, Tensor) and scales.dim() else scales
 
         def probe(found: list[Tensor | None]) -> Tensor | None:
             sweep.perturbed_grads = found
@@ -201,19 +201,22 @@ class TwoPass(Wrapper):
             self._descend(sweep, grads)
         # The law of the first order is that of a perturbation along the gradient.
         is_along_gradient = directions is sweep.grads and guard.is_due
-        radius = core_scales.expand_as(first.gamma) if is_along_gradient else None
+        radius = torch.zeros_like(first.gamma) + core_scales if is_along_gradient else None
         guard.finish(first, sweep.second, radius, self._is_combined)
 
     def _descend(self, sweep: Sweep, grads: list[Tensor | None]) -> None:
         with torch.no_grad():
             norm_sq = self.ascent.combine(sweep)
-        self._is_combined = norm_sq is not (sweep.second or sweep.first).grad_norm_sq
-        self.guard.clip(grads, norm_sq)
+        self._is_combined = norm_sq is not None
+        if self.guard.clip_norm is not None:
+            self.guard.clip(grads, (sweep.second or sweep.first).grad_norm_sq if norm_sq is None else norm_sq)
         self.apply(sweep.first, sweep.pieces)
 
 
-def _finite(scales: Tensor) -> Tensor:
+def _finite(scales: float | Tensor) -> float | Tensor:
     """0 where a scale is not finite: a norm that is 0 or no number."""
+    if not isinstance(scales, Tensor):
+        return scales if math.isfinite(scales) else 0.0
     if scales.dim() == 0 and scales.device.type == "cpu":
         return scales if math.isfinite(scales.item()) else torch.zeros_like(scales)
     return torch.nan_to_num(scales, nan=0.0, posinf=0.0, neginf=0.0)

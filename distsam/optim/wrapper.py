@@ -253,7 +253,8 @@ class OnePass(Wrapper):
         guard = self.guard
         first, grads = guard.first_pass(loss)
         if guard.accepts(first):
-            guard.clip(grads, first.grad_norm_sq)
+            if guard.clip_norm is not None:
+                guard.clip(grads, first.grad_norm_sq)
             self.apply(first, guard.meter.pieces)
         guard.finish(first)
         return loss

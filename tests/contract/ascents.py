@@ -67,7 +67,7 @@ class EveryWithMemory(Ascent):
         """SAM's."""
         return sweep.rho * sweep.first.grad_norm_sq.rsqrt(), sweep.grads
 
-    def combine(self, sweep: Sweep) -> Tensor:
+    def combine(self, sweep: Sweep) -> Tensor | None:
         """Keep h, or add half of it."""
         grads = sweep.grads if sweep.perturbed_grads is None else sweep.perturbed_grads
         for param, grad in zip(sweep.pieces.params, grads, strict=True):
@@ -77,7 +77,7 @@ class EveryWithMemory(Ascent):
                 grad += self._kept(param, grad) / 2
         if sweep.second is not None:
             self.num_second += 1
-            return sweep.second.grad_norm_sq
+            return None
         assert sweep.first.probes is not None
         return sweep.first.probes[0]
 
