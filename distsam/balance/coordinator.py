@@ -1,6 +1,6 @@
-"""The coordinator: turns the vectors that the step measured anyway into the numbers that people watch."""
+"""The coordinator: makes of what a step has measured the numbers that people watch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -30,11 +30,15 @@ class StepRecord:
     Attributes:
         step: how many steps were done with this one.
         first, second: its passes; second is None for one-pass methods.
-        radius: (N,) float64 rho u_k of each core; None without a perturbation.
+        radius: (N,) float64 the factor of each core's gradient in its perturbation (SAM: rho / norm); None where there
+            was no second pass, or epsilon is not along the gradient.
         growth: (N,) float64 relative change of each core by a rescale, divided by the learning rate; or None.
         rates: (N,) float64 learning rate of each core's parameter group; None for a skipped or unpublished step.
         num_skipped: skipped steps so far.
-        clipped: () int64, how often a rescale hit its bound so far; None where none has one, or unpublished.
+        clip_factor: () float64 by which clipping scaled the gradient that the base got; None where nothing clips.
+        is_combined: the base stepped along something else than the last pass's gradient: no law is known for it.
+        counters: what the optimizers themselves count, by published name, on the device where it is counted there;
+            empty for an unpublished step.
     """
 
     step: int
@@ -44,7 +48,9 @@ class StepRecord:
     growth: Tensor | None
     rates: Tensor | None
     num_skipped: int
-    clipped: Tensor | None
+    clip_factor: Tensor | None
+    is_combined: bool
+    counters: Mapping[str, Tensor | int]
 
 
 class Measured(Protocol):
@@ -64,8 +70,8 @@ class BalanceCoordinator:
         every: log cadence in steps: steps 1, every, 2 every, ... are published.
         last_step: the step that ends the run, if it is known: published too.
 
-    The numbers of step t are published when the first pass of step t + 1 has brought the core norms that step t
-    left; so they cost no collective of their own.
+    The numbers of step t hold the core norms after it. Those are measured by the first pass of step t + 1, and then the
+    numbers are published: one step late, without a collective of their own.
     """
 
     def __init__(
@@ -135,10 +141,11 @@ class BalanceCoordinator:
         Returns:
             "balance/<network>/<metric>" with norm_deviation (parameter unit^4), covariance (of s and gamma),
             relative_deviation, max_over_min, predicted_rate, predicted_rate_exact, measured_rate (parameter
-            unit^4 per learning rate x step), "balance/<network>/core_norm_sq/<i>", "sam/grad_norm",
-            "sam/loss_gap", "sam/skipped", "train/loss", and after a step with DAS "das/clipped". None where a number
-            does not exist: ratios with a zero core, the loss gap of a one-pass method, and rates before the first
-            step, of a skipped one, and of cores that do not all move at one learning rate.
+            unit^4 per learning rate x step), "balance/<network>/core_norm_sq/<core>" by the names of the spec,
+            "sam/grad_norm", "sam/loss_gap", "sam/skipped", "train/loss", and after a step what the optimizers count,
+            such as "das/clipped". None where a number does not exist: ratios with a zero core, the loss gap of a
+            one-pass method, and rates before the first step, of a skipped one, of cores that do not all move at one
+            learning rate, and predicted ones of an ascent for which the law is not known.
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
@@ -173,12 +180,20 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
         "radius": record.radius,
         "growth": record.growth,
         "rates": record.rates,
-        "clipped": record.clipped,
+        "clip_factor": record.clip_factor,
     }
-    copied: dict[str, Any] = {
-        name: None if value is None else value.to("cpu", non_blocking=non_blocking) for name, value in on_device.items()
+
+    def copy(value: Any) -> Any:
+        return value.to("cpu", non_blocking=non_blocking) if isinstance(value, Tensor) else value
+
+    copied = {name: copy(value) for name, value in on_device.items()}
+    counters = {name: copy(value) for name, value in record.counters.items()}
+    host_only = {
+        "num_skipped": record.num_skipped,
+        "is_combined": record.is_combined,
+        "has_second": second is not None,
     }
-    return {**copied, "num_skipped": record.num_skipped}
+    return {**copied, **host_only, "counters": counters}
 
 
 def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
@@ -192,35 +207,30 @@ def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNet
             "sam/loss_gap": None if loss is None or perturbed is None else _number(perturbed - loss),
             "sam/skipped": host["num_skipped"],
         }
-        if host["clipped"] is not None:
-            numbers["das/clipped"] = int(host["clipped"])
+        numbers.update({name: int(count) for name, count in host["counters"].items()})
     for network, cores in _by_network(networks):
-        numbers.update(_balance(network.name, after[cores]))
+        numbers.update(_balance(network, after[cores]))
         rates = (None,) * len(RATES) if host is None else _rates(host, after[cores], cores)
         for metric, value in zip(RATES, rates, strict=True):
             numbers[f"balance/{network.name}/{metric}"] = _number(value)
     return numbers
 
 
-def _balance(name: str, s: Tensor) -> Snapshot:
-    prefix = f"balance/{name}"
+def _balance(network: CoreNetwork, s: Tensor) -> Snapshot:
+    prefix, names = f"balance/{network.name}", network.spec.core_names
     is_whole = bool((s > 0).all())
     return {
         f"{prefix}/norm_deviation": _number(norm_deviation(s)),
         f"{prefix}/relative_deviation": _number(relative_deviation(s)) if is_whole else None,
         f"{prefix}/max_over_min": _number(max_over_min(s)) if is_whole else None,
-        **{f"{prefix}/core_norm_sq/{i}": _number(value) for i, value in enumerate(s)},
+        **{f"{prefix}/core_norm_sq/{name}": _number(value) for name, value in zip(names, s, strict=True)},
     }
 
 
 def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | None, ...]:
     """The numbers of RATES, of one step of one network."""
     s, gamma = host["before"][cores], host["gamma"][cores]
-    rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
-    first_order, exact = rescale.clone(), rescale.clone()
-    if host["radius"] is not None:
-        first_order += host["radius"][cores] * gamma
-        exact += host["ascent"][cores]
+    drives = _drives(host, s, gamma, cores)
     rates = set() if host["rates"] is None else set(host["rates"][cores].tolist())
     if len(rates) != 1:
         # The laws are those of cores that all move, at one rate.
@@ -228,7 +238,20 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
     rate = rates.pop()
     # At rate 0, infinite or NaN: not published.
     measured = (norm_deviation(after) - norm_deviation(s)) / rate
-    return covariance(s, gamma), deviation_rate(s, first_order), deviation_rate(s, exact), measured
+    predicted = [None if drive is None else deviation_rate(s, drive) for drive in drives]
+    return covariance(s, gamma), *predicted, measured
+
+
+def _drives(host: dict[str, Any], s: Tensor, gamma: Tensor, cores: slice) -> tuple[Tensor | None, Tensor | None]:
+    """What drives the cores apart, of first order in rho and exactly; None where no law says."""
+    rescale = torch.zeros_like(s) if host["growth"] is None else host["growth"][cores] * s
+    if host["is_combined"]:
+        return None, None
+    if not host["has_second"]:
+        return rescale, rescale
+    clip = 1.0 if host["clip_factor"] is None else host["clip_factor"]
+    first_order = None if host["radius"] is None else rescale + clip * host["radius"][cores] * gamma
+    return first_order, rescale + clip * host["ascent"][cores]
 
 
 def _by_network(networks: list[CoreNetwork]) -> list[tuple[CoreNetwork, slice]]:

@@ -1,72 +1,145 @@
-"""The fused measurement of a pass: one small vector, one all-reduce, read by everything that needs a norm.
+"""The measurement of a pass: one small vector, one all-reduce, read by everything that needs a norm.
 
 Legend: s_k = ||G_k||^2 of core k, g_k its gradient, gamma_k = ||g_k||^2, epsilon_k its perturbation, g~_k the gradient
-at the perturbed weights, N cores of all networks together.
+at the perturbed weights; N cores of all networks together, P parameters, the cores first.
+
+The vector of a pass is `squares (P), core norms (N or none), loss, stops, probes (any)`: each rank fills it
+with what its own pieces give, and the all-reduce adds. Kept in as few tensor calls as can be: on small
+networks those calls, and not their arithmetic, are what a step costs beside its passes.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from distsam.balance.norms import inner_products, squared_norms
-from distsam.sharding import LocalPieces, averagers_of, local_tensor
-from distsam.sharding.collectives import all_reduce_sum_, world_size
+from distsam.balance.norms import inner_products, norm_parts, norms
+from distsam.sharding import LocalPieces, Pieces
+from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
+Gradients = Sequence[Tensor | None]
+Norms = Tensor | tuple[Tensor, ...]
+Probe = Callable[[list[Tensor | None]], Tensor | None]
+MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
-@dataclass(frozen=True)
-class FirstPass:
-    """What a pass at the current weights measured; the same bits on every rank, on the device.
 
-    Attributes:
-        gamma: (N,) float64 gamma_k.
-        gamma_rest: () float64, the same for all other parameters together.
-        core_norms_sq: (N,) float64 s_k, or None where nobody wanted them.
-        loss: () float64, mean over the ranks; None if the caller did not say.
-        stops: () float64, how many ranks want to stop.
-        position: id of a core -> its place k in the vectors.
+class PassNumbers:
+    """The vector of a pass, the same bits on every rank, on the device, read by name.
+
+    Args:
+        read: gives the vector.
+        local: in a run of one process on CPU, what the vector is made of: norms where it has squares. The host has all
+            that a plain step needs from there.
     """
 
-    gamma: Tensor
-    gamma_rest: Tensor
-    core_norms_sq: Tensor | None
-    loss: Tensor | None
-    stops: Tensor
-    position: Mapping[int, int]
+    def __init__(
+        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_of_cores: int, has_loss: bool
+    ) -> None:
+        self.num_params = num_params
+        self._read = read
+        self._local = local
+        self._loss_at = num_params + num_of_cores
+        self._has_loss = has_loss
+
+    @cached_property
+    def vector(self) -> Tensor:
+        """Float64, in the order above."""
+        return self._read()
 
     @property
+    def is_on_cpu(self) -> bool:
+        """True where the host reads a number without waiting."""
+        return self._local is not None or self.vector.device.type == "cpu"
+
+    @cached_property
+    def on_host(self) -> tuple[float, float, float]:
+        """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
+        if self._local is not None:
+            values = self._local.tolist()
+            total = sum([x * x for x in values[: self.num_params]])
+        else:
+            values = self.vector.tolist()
+            total = sum(values[: self.num_params])
+        return total, values[self._loss_at], values[self._loss_at + 1]
+
+    @property
+    def on_device(self) -> Tensor:
+        """(3,) float64 the same, of a pass on an accelerator."""
+        return torch.cat([self.grad_norm_sq.view(1), self.vector[self._loss_at : self._loss_at + 2]])
+
+    @property
+    def squares(self) -> Tensor:
+        """(P,) float64 the squared norm of each parameter's gradient, the cores first."""
+        return self.vector[: self.num_params]
+
+    @cached_property
     def grad_norm_sq(self) -> Tensor:
         """() float64: the sum of the squares of all gradients of the model."""
-        return self.gamma.sum() + self.gamma_rest
+        if self.is_on_cpu:
+            return torch.tensor(self.on_host[0], dtype=torch.float64)
+        return self.squares.sum()
 
     @property
-    def is_finite(self) -> Tensor:
-        """() bool: the loss and every gradient, on every rank. A sum with one NaN or infinity shows it."""
-        total = self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss
-        return torch.isfinite(total)
+    def loss(self) -> Tensor | None:
+        """() float64, mean over the data ranks; None if the caller did not say."""
+        return self.vector[self._loss_at] if self._has_loss else None
+
+    @property
+    def probes(self) -> Tensor | None:
+        """The sums that an ascent asked for, float64; None where it asked for none."""
+        return self.vector[self._loss_at + 2 :] if len(self.vector) > self._loss_at + 2 else None
+
+    @cached_property
+    def of_cores(self) -> Tensor | None:
+        """(N,) float64, what was measured of the cores beside their gradients; None where nobody wanted it."""
+        return self.vector[self.num_params : self._loss_at] if self._loss_at > self.num_params else None
 
 
-@dataclass(frozen=True)
-class SecondPass:
-    """What a pass at the perturbed weights measured; the same bits on every rank, on the device.
+class FirstPass(PassNumbers):
+    """What a pass at the current weights measured.
 
     Attributes:
-        grad_norm_sq: () float64, the sum over all parameters of ||g~||^2.
-        loss: () float64, mean over the ranks; None if the caller did not say.
-        ascent: (N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it.
+        position: id of a core -> its place k in the vectors over cores.
     """
 
-    grad_norm_sq: Tensor
-    loss: Tensor | None
-    ascent: Tensor | None
+    def __init__(
+        self,
+        read: Callable[[], Tensor],
+        local: Tensor | None,
+        num_params: int,
+        num_of_cores: int,
+        has_loss: bool,
+        position: Mapping[int, int],
+    ) -> None:
+        super().__init__(read, local, num_params, num_of_cores, has_loss)
+        self.position = position
 
     @property
-    def is_finite(self) -> Tensor:
-        """() bool: the loss and every gradient, on every rank."""
-        return torch.isfinite(self.grad_norm_sq if self.loss is None else self.grad_norm_sq + self.loss)
+    def gamma(self) -> Tensor:
+        """(N,) float64 gamma_k."""
+        return self.vector[: len(self.position)]
+
+    @property
+    def gamma_rest(self) -> Tensor:
+        """() float64, the same for all other parameters together."""
+        return self.vector[len(self.position) : self.num_params].sum()
+
+    @property
+    def core_norms_sq(self) -> Tensor | None:
+        """(N,) float64 s_k, or None where nobody wanted them."""
+        return self.of_cores
+
+
+class SecondPass(PassNumbers):
+    """What a pass at the perturbed weights measured."""
+
+    @property
+    def ascent(self) -> Tensor | None:
+        """(N,) float64 <epsilon_k, g~_k>, or None where nobody wanted it."""
+        return self.of_cores
 
 
 class Meter:
@@ -75,141 +148,167 @@ class Meter:
     Args:
         params: the parameters that an optimizer moves, sharded in any way, the same list on every rank.
         networks: the networks whose cores are measured one by one; no core may be in two of them. Of a core that is
-            not in `params` only the norm is measured: its gradient is nobody's business here.
+            not in `params` the norm is measured and the gradient is not looked at.
+        make_pieces: how this rank's pieces are reached, from the parameters in the meter's order and which of them are
+            moved.
 
     Raises:
         ValueError: a core in two networks, nothing to measure, a complex parameter, or parameters on several devices.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork]) -> None:
+    def __init__(
+        self, params: Sequence[nn.Parameter], networks: Sequence[CoreNetwork], make_pieces: MakePieces = LocalPieces
+    ) -> None:
         self.networks = tuple(networks)
         self.cores = [core for network in networks for core in network.cores]
         if len({id(c) for c in self.cores}) < len(self.cores):
             raise ValueError("a core belongs to two networks (or twice to one): its norm would have two meanings")
-        tracked = {id(c) for c in self.cores}
+        tracked, moved = {id(c) for c in self.cores}, {id(p) for p in params}
         self.params = [*self.cores, *(p for p in params if id(p) not in tracked)]
         self.num_cores = len(self.cores)
-        moved = {id(p) for p in params}
-        self._unmoved = [k for k, core in enumerate(self.cores) if id(core) not in moved]
         self.position = {id(core): k for k, core in enumerate(self.cores)}
-        if not self.params:
-            raise ValueError("nothing to measure: no parameter and no network was given")
-        if any(p.is_complex() for p in self.params):
-            raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
-        self.pieces = LocalPieces(self.params)
-        self._averagers = averagers_of(self.params)
-        devices = sorted({str(local_tensor(p).device) for p in self.params})
-        if len(devices) > 1:
-            raise ValueError(f"parameters on {' and '.join(devices)}: one rank's parameters must be on one device")
-        self.device = torch.device(devices[0])
-        self._counts = torch.tensor(self.pieces.owned, dtype=torch.float64, device=self.device)
+        self.pieces = make_pieces(self.params, [id(p) in moved for p in self.params])
+        self.device = self.pieces.device
+        owned = [float(is_owned) for is_owned in self.pieces.owned]
+        weights = [*owned, self.pieces.loss_weight, 1.0]
+        # The factors of a rank's numbers before ranks are added up; by how many are of cores, and how many probes.
+        self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
+        self._owned_cores = self._weights[0, 0][: self.num_cores]
         self._nothing = torch.zeros((), device=self.device)
-
-    def gradients(self) -> list[Tensor | None]:
-        """The local pieces of a pass's gradients, in the order of `params`; None where a core is only looked at.
-
-        Collectives: none, but where some rank's backward reached none of the whole parameters: that rank then does
-            here what the others did in their backward. Every rank calls it, once a pass.
-        """
-        for averager in self._averagers:
-            averager.complete()
-        grads = self.pieces.gradients()
-        for k in self._unmoved:
-            grads[k] = None
-        if any(g is not None and g.layout != torch.strided for g in grads):
-            raise ValueError("a gradient is sparse: SAM moves every weight; build the embedding with sparse=False")
-        return grads
-
-    def clear_gradients(self) -> None:
-        """Empty `.grad` of every parameter that is moved."""
-        for k, param in enumerate(self.params):
-            if k not in self._unmoved:
-                param.grad = None
+        self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
+        # Nothing to add to, and on CPU nothing to wait for.
+        self._is_alone = self.device.type == "cpu" and not is_distributed() and set(weights) == {1.0}
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
 
         Collectives: one all_reduce(sum) of N float64; every rank calls it.
         """
-        return all_reduce_sum_(self._local_core_norms_sq())
+        if not self.cores:
+            return torch.zeros(0, dtype=torch.float64, device=self.device)
+        with torch.no_grad():
+            return all_reduce_sum_(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
+    @torch.no_grad()
     def first_pass(
-        self, loss: Tensor | float | None, wants_norms: bool = True, wants_stop: bool = False
+        self,
+        loss: Tensor | float | None,
+        wants_norms: bool = True,
+        wants_stop: bool = False,
+        probe: Probe | None = None,
     ) -> tuple[FirstPass, list[Tensor | None]]:
         """Measure the gradients that the first backward of a step left, and give back their local pieces.
 
         Args:
-            loss: this rank's loss, averaged over the ranks; None if unknown, on every rank alike.
+            loss: this rank's loss, averaged over the data ranks; None if unknown, on every rank alike.
             wants_norms: measure s_k too; the same on every rank.
             wants_stop: this rank asks for the end of the run.
+            probe: from the local pieces to sums over what this rank owns, 1-D, of the same length on every rank; they
+                are added over the ranks and arrive in `FirstPass.probes`.
 
-        Collectives: one all_reduce(sum) of N + 3 float64 (2 N + 3 with the norms), and see `gradients`; every rank
-            calls it.
+        Collectives: one all_reduce(sum) of P + 2 float64 (N more with the norms, and the probes), and those of
+            `Pieces.gradients`; every rank calls it.
         """
-        grads = self.gradients()
-        gamma = self._squared(grads)
-        n = self.num_cores
-        parts = [gamma[:n], gamma[n:].sum(0, keepdim=True), self._share(loss), self._scalar(float(wants_stop))]
-        if wants_norms:
-            parts.append(self._local_core_norms_sq())
-        vector = all_reduce_sum_(torch.cat(parts))
-        record = FirstPass(
-            gamma=vector[:n],
-            gamma_rest=vector[n],
-            loss=None if loss is None else vector[n + 1],
-            stops=vector[n + 2],
-            core_norms_sq=vector[n + 3 :] if wants_norms else None,
-            position=self.position,
-        )
-        return record, grads
+        grads = self.pieces.gradients()
+        probes = None if probe is None else probe(grads)
+        core_norms = self._core_norms() if wants_norms and self.cores else None
+        read, local = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
+        return FirstPass(read, local, len(grads), _length(core_norms), loss is not None, self.position), grads
 
+    @torch.no_grad()
     def second_pass(
-        self, loss: Tensor | float | None, epsilon: Sequence[Tensor | None], factors: Tensor | None
-    ) -> SecondPass:
-        """Measure the gradients that the backward at the perturbed weights left.
+        self,
+        loss: Tensor | float | None,
+        epsilon: tuple[Gradients, float | Tensor] | None = None,
+        probe: Probe | None = None,
+    ) -> tuple[SecondPass, list[Tensor | None]]:
+        """Measure the gradients that the backward at the perturbed weights left, and give back their local pieces.
 
         Args:
             loss: this rank's loss there; None if unknown, on every rank alike.
-            epsilon: local pieces of the perturbation, up to `factors`, in the order of `params`.
-            factors: (N,) float64 so that epsilon_k = factors_k * epsilon[k]; None: do not measure <epsilon_k, g~_k>.
+            epsilon: local pieces of directions, and scales, (N,) or one for all, so that epsilon_k is scale times
+                direction; None: do not measure <epsilon_k, g~_k>.
+            probe: as in `first_pass`.
 
-        Collectives: one all_reduce(sum) of 2 float64 (N + 2 with the inner products), and see `gradients`; every rank
-            calls it.
+        Collectives: as in `first_pass`.
         """
-        grads = self.gradients()
-        parts = [self._squared(grads).sum(0, keepdim=True), self._share(loss)]
-        if factors is not None:
-            pairs = [
-                (self._nothing, self._nothing) if e is None or g is None else (e, g)
-                for e, g in zip(epsilon[: self.num_cores], grads, strict=False)
-            ]
-            products = inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device)
-            parts.append(products * self._counts[: self.num_cores] * factors)
-        vector = all_reduce_sum_(torch.cat(parts))
-        return SecondPass(
-            grad_norm_sq=vector[0],
-            loss=None if loss is None else vector[1],
-            ascent=None if factors is None else vector[2:],
-        )
+        grads = self.pieces.gradients()
+        probes = None if probe is None else probe(grads)
+        products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
+        read, local = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
+        return SecondPass(read, local, len(grads), _length(products), loss is not None), grads
 
-    def _squared(self, grads: Sequence[Tensor | None]) -> Tensor:
-        present = [self._nothing if g is None else g for g in grads]
-        return squared_norms(present, self._counts)
+    def _norms(self, grads: Gradients) -> Norms:
+        try:
+            return norm_parts([self._nothing if g is None else g for g in grads])
+        except (RuntimeError, TypeError):
+            if any(g is not None and g.layout != torch.strided for g in grads):
+                problem = "a gradient is sparse: SAM moves every weight; build the embedding with sparse=False"
+                raise ValueError(problem) from None
+            raise
 
-    def _local_core_norms_sq(self) -> Tensor:
-        cores = [local_tensor(c) for c in self.cores]
-        return squared_norms(cores, self._counts[: self.num_cores], is_exact=True)
+    def _core_norms(self) -> Norms:
+        return norm_parts(self._core_weights(), is_exact=True)
 
-    def _share(self, loss: Tensor | float | None) -> Tensor:
-        """(1,) float64: this rank's share of the mean loss."""
+    def _core_weights(self) -> list[Tensor]:
+        return self.pieces.weights()[: self.num_cores]
+
+    def _sum_over_ranks(
+        self,
+        grads: Gradients,
+        loss: Tensor | float | None,
+        wants_stop: bool,
+        probes: Tensor | None,
+        of_cores: Norms | None,
+        is_squared: bool,
+    ) -> tuple[Callable[[], Tensor], Tensor | None]:
+        """The vector of a pass, see PassNumbers. Norms are squared in float64; `of_cores` too where `is_squared`."""
+        scalars = [self._loss(loss), self._flags[wants_stop]]
+        lists = [self._norms(grads), () if of_cores is None else of_cores]
+        if probes is None and not any(isinstance(part, Tensor) for part in lists):
+            local = torch.stack([*lists[0], *lists[1], *scalars])
+        else:
+            parts = [part if isinstance(part, Tensor) else torch.stack(part) for part in (*lists, scalars) if len(part)]
+            local = torch.cat(parts if probes is None else [*parts, probes])
+        num_of_cores = len(lists[1])
+
+        def vector() -> Tensor:
+            with torch.no_grad():
+                weighed = local.mul(self._weights_of(num_of_cores, _length(probes)))
+                weighed[: len(grads) + (num_of_cores if is_squared else 0)].square_()
+                return weighed
+
+        if self._is_alone:
+            return vector, local
+        summed = all_reduce_sum_(vector())
+        return lambda: summed, None
+
+    def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
+        key = (num_of_cores, num_probes)
+        if key not in self._weights:
+            squares, scalars = self._weights[0, 0].split([len(self.params), 2])
+            self._weights[key] = torch.cat([squares, squares[:num_of_cores], scalars, scalars.new_ones(num_probes)])
+        return self._weights[key]
+
+    def _products(self, directions: Gradients, scales: float | Tensor, grads: Gradients) -> Tensor:
+        pairs = [
+            (self._nothing, self._nothing) if e is None or g is None else (e, g)
+            for e, g in zip(directions[: self.num_cores], grads, strict=False)
+        ]
+        return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
+
+    def _loss(self, loss: Tensor | float | None) -> Tensor:
+        """() this rank's loss, on the device."""
         if isinstance(loss, DTensor):
             loss = loss.full_tensor()
-        if isinstance(loss, Tensor):
+        if not isinstance(loss, Tensor):
+            return self._flags[False] if not loss else torch.full((), loss, dtype=torch.float64, device=self.device)
+        if loss.dim():
             if loss.numel() != 1:
                 raise ValueError(f"a loss of shape {tuple(loss.shape)}: give one number, such as its mean or sum")
-            return loss.detach().reshape(1).to(self._counts) / world_size()
-        return self._scalar(0.0 if loss is None else loss / world_size())
+            loss = loss.reshape(())
+        return loss if loss.device == self.device else loss.to(self.device)
 
-    def _scalar(self, value: float) -> Tensor:
-        """(1,) float64, without a copy from the host."""
-        return torch.full((1,), value, dtype=torch.float64, device=self.device)
+
+def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
+    return 0 if vector is None else len(vector)

@@ -10,32 +10,51 @@ from torch import Tensor
 # throughout takes five times as long.
 ROW = 4096
 LONG = 4 * ROW
+# On CPU a norm of a small tensor is all call and no work. Where so many tensors come, those of one shape are copied
+# together and measured by one call: a sixth of the time for 128 cores of 64 x 8.
+MANY = 16
 
 
 @torch.no_grad()
 def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = False) -> Tensor:
     """(P,) float64 squared Frobenius norms of P local tensors, 0 where one does not count; an empty one has 0.
 
-    Relative error below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do not cancel,
-    2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12. Not exact, the squares have float32's
-    range: elements above 1e19 give infinity (a step that is skipped), those below 1e-19 lose digits, then vanish.
+    See `norms` for the arguments and the accuracy.
 
     Args:
-        tensors: P tensors of any shapes and dtypes, on one device.
-        counts: (P,) float64, 1 or 0, on that device.
+        counts: (P,) float64, 1 or 0, on the tensors' device.
+    """
+    return norms(list(tensors), is_exact).mul(counts).square_() if tensors else torch.zeros_like(counts)
+
+
+def norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
+    """(P,) float32 or float64 Frobenius norms of P local tensors; see `norm_parts`."""
+    parts = norm_parts(tensors, is_exact)
+    return parts if isinstance(parts, Tensor) else torch.stack(parts)
+
+
+def norm_parts(tensors: list[Tensor], is_exact: bool = False) -> Tensor | tuple[Tensor, ...]:
+    """Frobenius norms of P local tensors, as (P,) or, where it costs a call less, as P of (); float32 or float64.
+
+    Call it under no_grad.
+
+    Relative error of the square below 2e-7 for float32 and half precision (of equal entries, whose rounding errors do
+    not cancel, 2e-5); where `is_exact`, and in a list that has a float64 tensor, below 1e-12. Not exact, the squares
+    have float32's range: elements above 1e19 give infinity (a step that is skipped), those below 1e-19 lose digits,
+    then vanish.
+
+    Args:
+        tensors: at least one, of any shapes and dtypes, on one device.
         is_exact: sum in float64 whatever the dtypes.
     """
-    if not tensors:
-        return torch.zeros_like(counts)
-    is_wide = is_exact or torch.float64 in {t.dtype for t in tensors}
-    # CUDA's kernel works in short rows by itself; float64 needs none.
-    is_cut = not is_wide and counts.device.type == "cpu"
-    long = {i: _long_norm(t) for i, t in enumerate(tensors) if is_cut and t.numel() > LONG}
-    short = [t for i, t in enumerate(tensors) if i not in long]
-    norms = list(torch._foreach_norm(short, 2, dtype=torch.float64 if is_wide else torch.float32)) if short else []
-    for i, norm in long.items():
-        norms.insert(i, norm)
-    return torch.stack(norms).mul(counts).square_()
+    dtype = torch.float64 if is_exact or torch.float64 in {t.dtype for t in tensors} else torch.float32
+    # CUDA's kernel takes many tensors in one call, and works in short rows by itself.
+    if tensors[0].device.type != "cpu":
+        return torch._foreach_norm(tensors, 2, dtype=dtype)
+    is_cut = dtype == torch.float32 and any(t.numel() > LONG for t in tensors)
+    if len(tensors) < MANY and not is_cut:
+        return torch._foreach_norm(tensors, 2, dtype=dtype)
+    return _by_size(tensors, dtype, is_cut)
 
 
 @torch.no_grad()
@@ -45,6 +64,34 @@ def inner_products(left: Sequence[Tensor], right: Sequence[Tensor], device: torc
         (a * b if a.dtype == torch.float64 else a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)
     ]
     return torch.stack(products) if products else torch.zeros(0, dtype=torch.float64, device=device)
+
+
+def _by_size(tensors: list[Tensor], dtype: torch.dtype, is_cut: bool) -> Tensor:
+    """The norms of short tensors of one shape together, of long ones in rows, of all others one by one."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[int]] = {}
+    for i, t in enumerate(tensors):
+        alike.setdefault((t.shape, t.dtype), []).append(i)
+    order: list[int] = []
+    found: list[Tensor] = []
+    single: list[int] = []
+    for (shape, _), places in alike.items():
+        size = shape.numel()
+        if size > LONG and is_cut:
+            found += [_long_norm(tensors[i]).view(1) for i in places]
+        elif len(places) > 1 and 0 < size <= ROW:
+            rows = torch.stack([tensors[i] for i in places]).view(len(places), -1)
+            found.append(torch.linalg.vector_norm(rows, dim=1, dtype=dtype))
+        else:
+            single += places
+            continue
+        order += places
+    if single:
+        found.append(torch.stack(torch._foreach_norm([tensors[i] for i in single], 2, dtype=dtype)))
+        order += single
+    values = found[0] if len(found) == 1 else torch.cat(found)
+    if order == list(range(len(order))):
+        return values
+    return torch.empty_like(values).index_copy_(0, torch.tensor(order), values)
 
 
 def _long_norm(tensor: Tensor) -> Tensor:

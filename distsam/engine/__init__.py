@@ -1,5 +1,7 @@
 """Who runs forward, backward and step? Native torch."""
 
+from distsam.engine.engine import Engine
 from distsam.engine.native import NativeEngine
+from distsam.engine.schedule import SHAPES, Schedule
 
-__all__ = ["NativeEngine"]
+__all__ = ["SHAPES", "Engine", "NativeEngine", "Schedule"]

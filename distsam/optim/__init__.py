@@ -1,7 +1,25 @@
-"""How do the cores move? SAM, DAS and BAR around any torch optimizer, guarded and measured."""
+"""How do the cores move? SAM's ascents, the rescales DAS and BAR, around any torch optimizer, guarded and measured."""
 
-from distsam.optim.rescale import BAR, DAS
-from distsam.optim.sam import SAM, SCOPES
+from distsam.optim.ascent import SCOPES, Ascent, GradientAscent, Sweep
+from distsam.optim.bar import BAR
+from distsam.optim.das import DAS
+from distsam.optim.rescale import Rescale, Rescaling
+from distsam.optim.sam import SAM
+from distsam.optim.two_pass import TwoPass
 from distsam.optim.wrapper import OnePass, Plain, Wrapper
 
-__all__ = ["BAR", "DAS", "SAM", "SCOPES", "OnePass", "Plain", "Wrapper"]
+__all__ = [
+    "BAR",
+    "DAS",
+    "SAM",
+    "SCOPES",
+    "Ascent",
+    "GradientAscent",
+    "OnePass",
+    "Plain",
+    "Rescale",
+    "Rescaling",
+    "Sweep",
+    "TwoPass",
+    "Wrapper",
+]

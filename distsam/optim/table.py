@@ -20,43 +20,57 @@ class NetworkTable:
 
     Attributes:
         index: (M, K) place of each core in the measured vectors.
-        counts: (M, K) False on padding, and for a core that does not move.
+        counts: (M, K) False on padding, and for a core that does not move; None where every place counts.
+        num_counting: (M, 1) float64, how many cores of each network count.
         members: (n,) places in the flattened (M, K) that are cores.
-        targets: (n,) their places in the measured vectors.
+        targets: (n,) their places in the measured vectors; `places` the same on the host.
+        start: the first of those places, where they follow each other and nothing is padded; else None.
     """
 
     index: Tensor
-    counts: Tensor
+    counts: Tensor | None
+    num_counting: Tensor
     members: Tensor
     targets: Tensor
+    places: tuple[int, ...]
+    start: int | None
 
     @classmethod
     def of(cls, networks: Sequence[CoreNetwork], first: FirstPass, is_moved: Sequence[bool]) -> "NetworkTable":
         """Look up the cores of `networks`, of which `is_moved` says for all n in order which ones count."""
         width = max(len(n.cores) for n in networks)
         rows = [[first.position[id(core)] for core in n.cores] for n in networks]
+        places = [k for row in rows for k in row]
         members = [i * width + j for i, row in enumerate(rows) for j in range(len(row))]
         counts = torch.zeros(len(rows) * width, dtype=torch.bool)
         counts[members] = torch.tensor(is_moved)
+        counts = counts.view(len(rows), width)
         device = first.gamma.device
+        is_run = len(members) == len(rows) * width and places == list(range(places[0], places[0] + len(places)))
         return cls(
             torch.tensor([row + [row[0]] * (width - len(row)) for row in rows], device=device),
-            counts.view(len(rows), width).to(device),
+            None if bool(counts.all()) else counts.to(device),
+            counts.sum(1, keepdim=True, dtype=torch.float64).to(device),
             torch.tensor(members, device=device),
-            torch.tensor([k for row in rows for k in row], device=device),
+            torch.tensor(places, device=device),
+            tuple(places),
+            places[0] if is_run else None,
         )
 
     def fold(self, values_N: Tensor) -> Tensor:
-        """(M, K) the values of each network's cores; 0 where none counts."""
-        return values_N[self.index].where(self.counts, 0.0)
+        """(M, K) the values of each network's cores; 0 where none counts. It may share memory with them."""
+        if self.start is None:
+            return self.mask(values_N[self.index])
+        return self.mask(values_N[self.start : self.start + self.index.numel()].view_as(self.index))
 
-    def mean(self, values_MK: Tensor) -> Tensor:
-        """(M, 1) mean over each network's cores that count, of values that are 0 elsewhere."""
-        return values_MK.sum(1, keepdim=True) / self.counts.sum(1, keepdim=True)
+    def mask(self, values_MK: Tensor) -> Tensor:
+        """The values, 0 where none counts."""
+        return values_MK if self.counts is None else values_MK.where(self.counts, 0.0)
 
     def members_of(self, values_MK: Tensor) -> Tensor:
         """(n,) the values of the cores alone."""
-        return values_MK.reshape(-1)[self.members]
+        flat = values_MK.reshape(-1)
+        return flat if len(flat) == len(self.places) else flat[self.members]
 
     def spread(self, values_n: Tensor) -> Tensor:
         """(M, K) the inverse of `members_of`, 0 on padding."""

@@ -1,23 +1,30 @@
-"""Where do the weights live? World, mesh, plan, and the collectives."""
+"""Where do the weights live? World, layout, plan, and the collectives."""
 
+from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import shard
-from distsam.sharding.gathered import discard_pass
-from distsam.sharding.ownership import LocalPieces, local_tensor
-from distsam.sharding.plan import ShardPlan, plan_shards
-from distsam.sharding.replicate import averagers_of
-from distsam.sharding.world import PLANS, World, close_world, make_mesh, open_world
+from distsam.sharding.layout import Layout, loss_weight_of, make_layout
+from distsam.sharding.ownership import LocalPieces, Pieces, local_tensor
+from distsam.sharding.plan import Axes, Plan, ShardPlan
+from distsam.sharding.plans import PLANS, Fsdp, Replicate, plan_named
+from distsam.sharding.world import World, close_world, open_world
 
 __all__ = [
     "PLANS",
+    "Axes",
+    "Fsdp",
+    "Layout",
     "LocalPieces",
+    "Pieces",
+    "Plan",
+    "Replicate",
     "ShardPlan",
     "World",
-    "averagers_of",
+    "accumulating",
     "close_world",
-    "discard_pass",
     "local_tensor",
-    "make_mesh",
+    "loss_weight_of",
+    "make_layout",
     "open_world",
-    "plan_shards",
+    "plan_named",
     "shard",
 ]

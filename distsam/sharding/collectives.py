@@ -3,7 +3,7 @@
 Without a process group each function is the one-process case of the same claim.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -20,29 +20,29 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
-def world_size() -> int:
-    """How many processes the world has; 1 without a process group."""
-    return dist.get_world_size() if is_distributed() else 1
+def world_size(group: dist.ProcessGroup | None = None) -> int:
+    """How many processes `group` has, or the world where it is None; 1 without a process group."""
+    return dist.get_world_size(group) if is_distributed() else 1
 
 
-def all_reduce_sum_(vector: Tensor) -> Tensor:
-    """Sum of `vector` over the world, in place, the same bits on every rank.
+def all_reduce_sum_(vector: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Sum of `vector` over `group` (None: the world), in place, the same bits on every rank of it.
 
     Collectives: one all_reduce(sum) of `vector`; every rank calls it. None without a process group.
     """
     if is_distributed():
-        dist.all_reduce(vector)
+        dist.all_reduce(vector, group=group)
     return vector
 
 
 def start_all_reduce_sum_(buffer: Tensor, group: dist.ProcessGroup | None = None) -> Callable[[], None]:
-    """Start summing `buffer` over the world in place; the returned function waits for the sum.
+    """Start summing `buffer` over `group` in place; the returned function waits for the sum.
 
     Args:
         buffer: the summand.
-        group: a group of the whole world; None is the default one.
+        group: the ranks to sum over; None is the world.
 
-    Collectives: one asynchronous all_reduce(sum) of `buffer`; every rank calls it in the same order.
+    Collectives: one asynchronous all_reduce(sum) of `buffer`; every rank of the group calls it in the same order.
     """
     work = dist.all_reduce(buffer, group=group, async_op=True)
 
@@ -53,12 +53,21 @@ def start_all_reduce_sum_(buffer: Tensor, group: dist.ProcessGroup | None = None
     return wait
 
 
-def new_world_group() -> dist.ProcessGroup | None:
-    """A second process group of the whole world, whose collectives are ordered among themselves only.
+def new_group(members: Sequence[Sequence[int]] | None = None) -> dist.ProcessGroup | None:
+    """A new process group, whose collectives are ordered among themselves only.
 
-    Collectives: those of starting a group, once; every rank calls it. None without a process group.
+    Args:
+        members: all ranks, divided into groups, the same on every rank: the one that holds this rank is returned;
+            None is one group of the whole world.
+
+    Collectives: those of starting the groups, once; every rank calls it. None without a process group.
     """
-    return dist.new_group() if is_distributed() else None
+    if not is_distributed():
+        return None
+    if members is None:
+        return dist.new_group()
+    own, _ = dist.new_subgroups_by_enumeration([list(ranks) for ranks in members])
+    return own
 
 
 @torch.no_grad()
@@ -70,12 +79,3 @@ def broadcast_from_first_(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             dist.broadcast(tensor, src=0)
-
-
-def barrier() -> None:
-    """Return when every rank has called it.
-
-    Collectives: one barrier; none without a process group.
-    """
-    if is_distributed():
-        dist.barrier()

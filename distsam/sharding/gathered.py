@@ -1,7 +1,6 @@
 """Weights that FSDP2 has gathered for a pass: put away after a pass that raised."""
 
 from collections.abc import Iterable
-from typing import cast
 from weakref import ReferenceType, ref
 
 from torch import nn
@@ -32,10 +31,7 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
     for model in _models(params):
         wrapped = _wrapped(model)
         for module in wrapped:
-            for param in cast(nn.Module, module).parameters():
-                if not isinstance(param, DTensor):
-                    # A gathered copy, kept for the next pass together with what was added to its gradient.
-                    param.grad = None
+            _forget_gradients(module)
         for module in [model] if isinstance(model, FSDPModule) else wrapped:
             # A root without a first forward has nothing to forget, and no room for it yet: it would fail.
             if module._get_fsdp_state()._is_root:
@@ -43,6 +39,19 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
                 getattr(module, "reset_iter_state", lambda: None)()
         for module in wrapped:
             module.reshard()
+
+
+def _forget_gradients(module: FSDPModule) -> None:
+    """Drop what backwards have added to the gathered weights and not reduced yet; FSDP2 has no public way to."""
+    state = module._get_fsdp_state()
+    # One group, of another name, before torch 2.13.
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    for sharded in (param for group in groups if group is not None for param in group.fsdp_params):
+        sharded.unsharded_accumulated_grad = None
+        # The gathered copy is kept for the next pass, and is there from the first one on.
+        gathered = getattr(sharded, "_unsharded_param", None)
+        if gathered is not None:
+            gathered.grad = None
 
 
 def _models(params: Iterable[nn.Parameter]) -> list[nn.Module]:

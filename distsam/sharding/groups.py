@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from distsam.errors import InputError
-from distsam.tensornet import TensorNetwork
+from distsam.errors import ArgumentError
+from distsam.tensornet import as_network
 
 
 @dataclass
@@ -28,7 +28,7 @@ def shard_groups(model: nn.Module, whole: set[nn.Parameter]) -> list[ShardGroup]
     Raises:
         InputError: a group that FSDP2 cannot serve, or that it would serve wrongly without a word.
     """
-    networks = [ShardGroup(m) for m in model.modules() if isinstance(m, TensorNetwork)]
+    networks = [ShardGroup(m) for m in model.modules() if as_network(m) is not None]
     root = ShardGroup(model)
     group_of = {id(m): group for group in networks for m in group.module.modules()}
     owner: dict[int, ShardGroup] = {}
@@ -59,5 +59,5 @@ def _check_group(group: ShardGroup) -> None:
             raise _refusal(name, f"belongs to no tensor network and a {kind} has no forward in which to gather it")
 
 
-def _refusal(parameter: str, problem: str) -> InputError:
-    return InputError(f"sharding.plan=fsdp: {parameter} {problem}; change that, or use sharding.plan=replicate")
+def _refusal(parameter: str, problem: str) -> ArgumentError:
+    return ArgumentError("plan", f"fsdp: {parameter} {problem}; change that, or use replicate")

@@ -1,11 +1,17 @@
-"""Local pieces of parameters, and which rank's piece counts in a sum over the world."""
+"""This rank's pieces of the parameters: what an optimizer works on, and which of them count in a sum over ranks."""
 
 from collections.abc import Sequence
+from itertools import compress
+from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from distsam.sharding.collectives import rank, world_size
+from distsam.sharding.gathered import discard_pass
+from distsam.sharding.layout import loss_weight_of
+from distsam.sharding.replicate import averagers_of
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
@@ -16,21 +22,69 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
+class Pieces(Protocol):
+    """What an optimizer may ask and do of this rank's share of the parameters, whoever placed them.
+
+    An engine that keeps weights or gradients in a place of its own gives the optimizer its Pieces by
+    `optimizer.use_pieces(factory)`; without that an optimizer builds `LocalPieces`.
+
+    Attributes:
+        params: P parameters, the same list in the same order on every rank.
+        owned: for each, does this rank's piece count? Summed over the world each element counts once.
+        loss_weight: this rank's factor for its loss: the sum over the world is the mean over the data ranks.
+        device: where all pieces are.
+    """
+
+    params: tuple[nn.Parameter, ...]
+    owned: list[bool]
+    loss_weight: float
+    device: torch.device
+
+    def weights(self) -> list[Tensor]:
+        """P pieces of the weights, sharing storage, for use under no_grad."""
+
+    def gradients(self) -> list[Tensor | None]:
+        """P pieces of the gradients of the pass that has just ended, averaged over the data ranks, sharing storage.
+
+        None where there is none, or where the optimizer does not move the parameter. Every rank calls it, once a pass.
+        """
+
+    def clear(self) -> None:
+        """Forget the gradients of all parameters that are moved."""
+
+    def discard(self) -> None:
+        """Forget a pass that raised on every rank, half-done gradients included."""
+
+    def publish(self) -> None:
+        """The weights were changed in place by other means than a step of the base optimizer: let others see it."""
+
+
 class LocalPieces:
-    """This rank's pieces of a fixed list of parameters, looked up at each call: their storage may be exchanged.
+    """Pieces of plain parameters and DTensors, looked up at each call: their storage may be exchanged.
 
     Args:
         params: P parameters, sharded in any way, the same list on every rank.
+        is_moved: which of them the optimizer moves; all when None. Of the others only the weights are looked at.
 
     Raises:
-        ValueError: a parameter is Partial, or lives on a mesh without rank 0 (raised there).
+        ValueError: no parameter, a complex one, one that is Partial or lives on a mesh without rank 0, or parameters
+            on several devices.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], is_moved: Sequence[bool] | None = None) -> None:
         self.params = tuple(params)
+        if not self.params:
+            raise ValueError("nothing to measure: no parameter and no network was given")
+        if any(p.is_complex() for p in params):
+            raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
+        self.owned = [_owns(p) for p in params]
+        self.loss_weight = loss_weight_of(params)
+        self.device = _one_device(params)
+        self._moved = self.params if is_moved is None else tuple(compress(params, is_moved))
+        self._unmoved = [] if is_moved is None else [i for i, moves in enumerate(is_moved) if not moves]
         # What is a DTensor, and placed how, never changes; asking each one at every step is what would take time.
         self._sharded = [(i, p, p.placements) for i, p in enumerate(params) if isinstance(p, DTensor)]
-        self.owned = [_owns(p) for p in params]
+        self._averagers = averagers_of(params)
 
     def weights(self) -> list[Tensor]:
         """P pieces, sharing storage, for use under no_grad."""
@@ -40,11 +94,14 @@ class LocalPieces:
         return pieces
 
     def gradients(self) -> list[Tensor | None]:
-        """P pieces of `.grad`, each placed as its parameter is; None where there is no gradient.
+        """P pieces of `.grad`, each placed as its parameter is; None where there is no gradient, or it is not moved.
 
-        Collectives: none for gradients placed as their parameter (FSDP2, plain tensors); one redistribution for
-            any other DTensor gradient, which is stored back.
+        Collectives: for plain parameters none, but where some rank's backward reached none of them: that rank then does
+            here what the others did in their backward. For DTensors none where the gradient is placed as its parameter
+            (FSDP2); one redistribution for any other, which is stored back.
         """
+        for averager in self._averagers:
+            averager.complete()
         pieces = [p.grad for p in self.params]
         for i, param, placements in self._sharded:
             grad = pieces[i]
@@ -52,7 +109,29 @@ class LocalPieces:
                 if grad.placements != placements:
                     grad = param.grad = grad.redistribute(placements=placements)
                 pieces[i] = grad._local_tensor
+        for i in self._unmoved:
+            pieces[i] = None
         return pieces
+
+    def clear(self) -> None:
+        """Set `.grad` to None."""
+        for param in self._moved:
+            param.grad = None
+
+    def discard(self) -> None:
+        """Free what FSDP2 gathered for the pass; see `discard_pass` for what that needs."""
+        discard_pass(self.params)
+
+    def publish(self) -> None:
+        """Nothing: torch computes with the very weights that were changed."""
+
+
+def _one_device(params: Sequence[nn.Parameter]) -> torch.device:
+    devices = {local_tensor(p).device for p in params}
+    if len(devices) > 1:
+        names = " and ".join(sorted(map(str, devices)))
+        raise ValueError(f"parameters on {names}: one rank's parameters must be on one device")
+    return devices.pop()
 
 
 def _owns(param: nn.Parameter) -> bool:

@@ -2,108 +2,120 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from distsam.errors import InputError
-from distsam.sharding.world import check_plan_name
+
+Axes = tuple[tuple[str, int], ...]
+
+
+class Plan(Protocol):
+    """How weights are to be placed, before the number of ranks or a shape is known; one file in `plans` each.
+
+    Attributes:
+        name: one word, that of the config.
+        data_axes: the axes along which ranks see different data; ranks that differ only along others see the same.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def data_axes(self) -> tuple[str, ...]: ...
+
+    def axes(self, world_size: int) -> Axes:
+        """(name, size) of every mesh axis, slowest first; the sizes multiply to the world size.
+
+        Raises:
+            ArgumentError: this number of ranks cannot be laid out so.
+        """
+        ...
+
+    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> "ShardPlan":
+        """The placement of every parameter on these axes.
+
+        Raises:
+            ArgumentError: the axes can serve none of the parameters.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A map from parameter to placement on a mesh whose last axis is the shard axis.
+    """A map from parameter to its placement along every axis of a mesh.
 
     Attributes:
-        name: "replicate" or "fsdp".
-        mesh_shape: sizes of the mesh axes: (shard,) or (replicate, shard); (replicate,) for "replicate".
+        name: of the plan that made it; for people.
+        axes: (name, size) of the mesh axes, slowest first.
+        data_axes: those of them along which ranks see different data.
         shapes: (parameter, full shape) in the model's order.
-        dims: (parameter, dim that the shard axis divides); None is a parameter that every rank holds whole.
+        placements: (parameter, per axis the dim that it cuts, or None where its ranks hold the same).
 
     Raises:
-        InputError: an unknown name, a dim for a parameter that is not there or for none, or one that does not exist,
-            is not divided, or is cut under "replicate".
+        InputError: axes that are none, or named twice; a placement that is missing, too many, of another length than
+            the axes, or that cuts a dim that does not exist, is cut already, or is not divided.
     """
 
     name: str
-    mesh_shape: tuple[int, ...]
+    axes: Axes
+    data_axes: tuple[str, ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    dims: tuple[tuple[str, int | None], ...]
+    placements: tuple[tuple[str, tuple[int | None, ...]], ...]
 
     def __post_init__(self) -> None:
-        check_plan_name(self.name)
-        if not self.mesh_shape or [name for name, _ in self.dims] != [name for name, _ in self.shapes]:
-            raise InputError(
-                f"sharding plan on a mesh of {self.mesh_shape}: it needs an axis, and a dim or None for each parameter"
-            )
-        for name, shape in self.shapes:
-            dim = self.dim_of(name)
-            if dim is not None and not self._can_cut(shape, dim):
-                raise InputError(
-                    f"sharding plan {self.name}: {name} of shape {shape} cannot be cut along dim {dim} into "
-                    f"{self.num_shards} pieces; use a dim that they divide, or None"
+        names = [name for name, _ in self.axes]
+        if not names or len(set(names)) < len(names) or not set(self.data_axes) <= set(names):
+            raise self._wrong(f"axes {self.axes} with the data axes {self.data_axes}; name each axis once")
+        if [name for name, _ in self.placements] != [name for name, _ in self.shapes]:
+            raise self._wrong("it needs a placement for each parameter, in the order of the shapes")
+        for (name, shape), (_, dims) in zip(self.shapes, self.placements, strict=True):
+            self._check_placement(name, shape, dims)
+
+    def _check_placement(self, name: str, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> None:
+        if len(dims) != len(self.axes):
+            raise self._wrong(f"{name} has {len(dims)} placements; give a dim or None for each axis of {self.axes}")
+        cut = [dim for dim in dims if dim is not None]
+        for (axis, size), dim in zip(self.axes, dims, strict=True):
+            if dim is None:
+                continue
+            if not 0 <= dim < len(shape) or 0 in shape or shape[dim] % size or cut.count(dim) > 1:
+                raise self._wrong(
+                    f"{name} of shape {shape} cannot be cut along dim {dim} into {size} pieces by axis {axis}; "
+                    "use a dim that they divide, each dim once, or None"
                 )
 
-    def _can_cut(self, shape: tuple[int, ...], dim: int) -> bool:
-        is_cut = self.name != "replicate" and 0 <= dim < len(shape) and 0 not in shape
-        return is_cut and shape[dim] % self.num_shards == 0
+    def _wrong(self, problem: str) -> InputError:
+        return InputError(f"sharding plan {self.name}: {problem}")
 
     @property
-    def num_shards(self) -> int:
-        """Into how many pieces a sharded parameter is cut."""
-        return 1 if self.name == "replicate" else self.mesh_shape[-1]
+    def mesh_shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+        return tuple(size for _, size in self.axes)
 
-    def dim_of(self, parameter: str) -> int | None:
-        """The dim along which `parameter` is cut, or None if it is whole on every rank."""
-        return dict(self.dims)[parameter]
+    def dims_of(self, parameter: str) -> tuple[int | None, ...]:
+        """Per axis the dim of `parameter` that it cuts, or None."""
+        return dict(self.placements)[parameter]
+
+    def is_whole(self, parameter: str) -> bool:
+        """True if every rank holds all of `parameter`."""
+        return all(dim is None for dim in self.dims_of(parameter))
 
     def describe(self) -> str:
         """One line for the mesh and one per parameter, for people."""
-        mesh = " x ".join(str(n) for n in self.mesh_shape)
+        mesh = " x ".join(f"{size} ({name})" for name, size in self.axes)
+        same = [name for name, _ in self.axes if name not in self.data_axes]
         lines = [f"plan {self.name} on a mesh of {mesh}"]
+        if same:
+            lines.append(f"  ranks along {', '.join(same)} see the same data")
         for name, shape in self.shapes:
-            dim = self.dim_of(name)
             size = " x ".join(str(n) for n in shape)
-            where = "whole on every rank"
-            if dim is not None:
-                where = f"dim {dim} cut into {self.num_shards} pieces of {shape[dim] // self.num_shards}"
-            lines.append(f"  {name} ({size}): {where}")
+            lines.append(f"  {name} ({size}): {self._where(shape, self.dims_of(name))}")
         return "\n".join(lines)
 
-
-def plan_shards(
-    named_shapes: Mapping[str, Sequence[int]], plan: str = "fsdp", mesh_shape: Sequence[int] = (1,)
-) -> ShardPlan:
-    """The placement of every parameter; nothing is padded, so a shard is never empty.
-
-    "fsdp" cuts each parameter along its widest dim that the shard axis divides; a parameter that no dim
-    of which it divides stays whole on every rank. "replicate" keeps all of them whole.
-
-    Args:
-        named_shapes: parameter name -> full shape.
-        plan: "replicate" or "fsdp".
-        mesh_shape: sizes of the mesh axes; for "fsdp" the last one is the shard axis.
-
-    Raises:
-        InputError: unknown plan, or an "fsdp" mesh whose shard axis divides no dim of any parameter.
-    """
-    check_plan_name(plan)
-    shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
-    num_shards = 1 if plan == "replicate" else mesh_shape[-1]
-    dims = tuple((n, None if plan == "replicate" else _widest(s, num_shards)) for n, s in shapes)
-    if plan == "fsdp" and shapes and all(dim is None for _, dim in dims):
-        raise InputError(
-            f"sharding.plan=fsdp: no core has a dim that {num_shards} ranks divide; "
-            f"use a shard axis of {_usable(shapes)} ranks (sharding.replicas), or sharding.plan=replicate"
-        )
-    return ShardPlan(plan, tuple(mesh_shape), shapes, dims)
-
-
-def _widest(shape: tuple[int, ...], num_shards: int) -> int | None:
-    if 0 in shape:
-        return None
-    fitting = [(size, -dim) for dim, size in enumerate(shape) if size % num_shards == 0]
-    return -max(fitting)[1] if fitting else None
-
-
-def _usable(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> str:
-    """Shard counts that at least one parameter can serve, for the error message."""
-    counts = [n for n in range(2, 65) if any(_widest(shape, n) is not None for _, shape in shapes)]
-    return ", ".join(map(str, counts[:8])) or "1"
+    def _where(self, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> str:
+        cuts = [
+            f"dim {dim} cut into {size} pieces of {shape[dim] // size}"
+            for (_, size), dim in zip(self.axes, dims, strict=True)
+            if dim is not None
+        ]
+        return ", ".join(cuts) or "whole on every rank"

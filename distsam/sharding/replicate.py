@@ -1,4 +1,4 @@
-"""Gradients of replicated parameters, averaged over the world while backward runs.
+"""Gradients of replicated parameters, averaged over the data axes while backward runs.
 
 The hooks sit on the parameters, so any method of the model may be differentiated (`at`, `dense`, `forward`),
 and a rank on which a parameter had no gradient still takes part: with zeros, and with a 0 in a count that says on
@@ -34,15 +34,18 @@ class _Bucket:
 
 
 class GradientAverager:
-    """Averages the gradients of replicated parameters over the world at the end of every backward.
+    """Averages the gradients of replicated parameters over the data axes at the end of every backward.
 
     A parameter that no rank's loss used keeps `.grad` None; one that is frozen is left alone until it is no longer.
     The host reads the counts only on a rank, and only in a backward, where a gradient is missing.
 
     Args:
         params: plain parameters, the same list in the same order on every rank.
-        group: the process group to use; one of its own where another party's collectives run in the same backward,
-            because ranks may start the two in different orders.
+        group: the ranks whose gradients differ, those along the data axes; None is the world. A group of its own where
+            another party's collectives run in the same backward, because ranks may start the two in different orders.
+
+    Attributes:
+        is_paused: True while backwards only add up this rank's gradients (`accumulating`).
 
     Collectives: per backward one asynchronous all_reduce(sum) per bucket of at most 25 MiB, started as soon as
         the bucket's gradients are there and always in the same order; every rank must run the backward. A rank whose
@@ -53,6 +56,8 @@ class GradientAverager:
         # Backward reaches the last layers first: their bucket goes first.
         self._buckets = _fill_buckets([p for p in reversed(params) if p.is_floating_point() or p.is_complex()])
         self._group = group
+        self._num_ranks = world_size(group)
+        self.is_paused = False
         self._next = 0
         self._backward: int | None = None
         self._has_averaged = False
@@ -73,6 +78,8 @@ class GradientAverager:
 
     def _on_gradient(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
+            if self.is_paused:
+                return
             # By its number, because a backward that raised has never ended. Torch has no public name for it.
             backward = torch._C._current_graph_task_id()
             if self._backward != backward:
@@ -112,7 +119,7 @@ class GradientAverager:
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.sent]
         bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts])
         # Before the sum, which float16 might not hold.
-        bucket.buffer[: -len(counts)].div_(world_size())
+        bucket.buffer[: -len(counts)].div_(self._num_ranks)
         bucket.wait = start_all_reduce_sum_(bucket.buffer, self._group)
 
     @torch.no_grad()

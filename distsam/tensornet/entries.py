@@ -34,7 +34,9 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
     rows = [_combined_rows(group, spec, positions) for group in plan.groups]
     if not plan.batch_last:
         return contract(plan.join, [_take(*item) for item in zip(plan.groups, tables, rows, strict=True)])
-    return _ProductSum.apply(*(_columns(*item) for item in zip(plan.groups, tables, strict=True)), *rows)
+    # Autocast may have merged some tables in a lower precision: all are gathered and summed in that of the cores.
+    columns = (_columns(*item).to(cores[0].dtype) for item in zip(plan.groups, tables, strict=True))
+    return _ProductSum.apply(*columns, *rows)
 
 
 def _columns(group: GroupPlan, table: Tensor) -> Tensor:

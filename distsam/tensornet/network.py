@@ -1,7 +1,6 @@
 """The network with numbers: an nn.Module that gives entries of its tensor, or the whole of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,8 @@ class TensorNetwork(nn.Module):
     """A tensor T kept as cores: `at` and `dense` are differentiable in every core.
 
     The cores are the parameters "cores.0", "cores.1", ..., in the order of `spec.cores`; they are looked up at call
-    time, so whoever places the module may replace them. Calling the module is `at`.
+    time, so whoever places the module may replace them. Calling the module is `at`. Under autocast the products of
+    cores are of the lower precision; entries are summed in that of the cores.
 
     Args:
         spec: what the cores are.
@@ -35,6 +35,9 @@ class TensorNetwork(nn.Module):
     Raises:
         InputError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
     """
+
+    # Read by `core_networks` and by whoever places the module.
+    entry_points = ("at", "dense")
 
     def __init__(
         self,
@@ -160,34 +163,3 @@ class TensorNetwork(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         return f"{self.spec.format}, shape={self.spec.shape}, num_parameters={self.spec.num_parameters}"
-
-
-@dataclass(frozen=True)
-class CoreNetwork:
-    """The cores of one network within a model: the unit over which the norm deviation is taken.
-
-    Args:
-        name: path of the TensorNetwork in the model, "network" if it is the model itself.
-        cores: its parameters as they are now, in the order of the spec.
-    """
-
-    name: str
-    cores: tuple[nn.Parameter, ...]
-
-
-def core_networks(model: nn.Module) -> list[CoreNetwork]:
-    """Every TensorNetwork in `model`, in the order of `named_modules`.
-
-    Raises:
-        ValueError: a core stands twice in one network; the norm laws hold only where T is linear in every core.
-    """
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, TensorNetwork):
-            cores = tuple(module.cores)
-            if len({id(core) for core in cores}) < len(cores):
-                raise ValueError(
-                    f"network {name or 'network'!r} uses one parameter as two cores; every core must be its own"
-                )
-            found.append(CoreNetwork(name or "network", cores))
-    return found

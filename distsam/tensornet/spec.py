@@ -25,7 +25,8 @@ class NetworkSpec:
         cores: per core the names of its indices, in the order of its dims.
         modes: the names of the modes, in the order of the full tensor's dims.
         sizes: (index, size) for every index; the order carries no meaning.
-        core_names: one readable name per core; parameters are named by position ("cores.0") whatever stands here.
+        core_names: one readable name per core, all different: what is measured is published by them. Parameters are
+            named by position ("cores.0") whatever stands here.
 
     Raises:
         InputError: the indices contradict each other, a size is below 1, or a bond is larger than it can use.
@@ -90,6 +91,9 @@ def _check_names(spec: NetworkSpec) -> None:
         raise InputError(f"network with cores {spec.cores} and modes {spec.modes}: it needs at least one of each")
     if len(spec.core_names) != spec.num_cores:
         raise InputError(f"core_names {spec.core_names}: {spec.num_cores} cores need as many names")
+    for name, count in Counter(spec.core_names).items():
+        if count > 1:
+            raise InputError(f"core_names: {name!r} stands {count} times; every core needs a name of its own")
     for name, core in zip(spec.core_names, spec.cores, strict=True):
         if not core:
             raise InputError(f"core {name!r} carries no index; a core needs at least one")

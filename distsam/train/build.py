@@ -10,7 +10,7 @@ from distsam.balance import BalanceCoordinator
 from distsam.engine import NativeEngine
 from distsam.errors import InputError
 from distsam.optim import BAR, DAS, SAM, Plain, Wrapper
-from distsam.sharding import ShardPlan, World, make_mesh, plan_shards, shard
+from distsam.sharding import Fsdp, Plan, Replicate, ShardPlan, World, make_layout, shard
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import Entries
 from distsam.tasks.sources import load_source
@@ -42,9 +42,8 @@ class Job:
     engine: NativeEngine
 
     def counts(self) -> dict[str, float | int | None]:
-        """`das/clipped`, how often DAS hit its bound so far, the same on every rank; nothing without DAS."""
-        has_das = any(isinstance(wrapper, DAS) for wrapper in self.optimizer.chain())
-        return {"das/clipped": self.optimizer.num_clipped_in_chain} if has_das else {}
+        """What the optimizers themselves count, such as `das/clipped`, the same on every rank."""
+        return {name: count for name, count in self.optimizer.counters().items() if "/" in name}
 
 
 def build_problem(config: Config) -> Problem:
@@ -137,14 +136,28 @@ def build_job(config: Config, problem: Problem, world: World) -> Job:
         InputError: a plan that this number of ranks cannot use, a batch larger than the data.
     """
     task = build_task(config, problem, world)
-    mesh = make_mesh(world, config.sharding.plan, config.sharding.replicas)
+    layout = make_layout(world, build_plan(config))
     model = build_model(config, problem, task)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    plan = plan_shards(shapes, config.sharding.plan, (1,) if mesh is None else tuple(mesh.shape))
-    shard(model, mesh, plan)
+    plan = build_plan(config).place(shapes, layout.axes)
+    shard(model, layout.mesh, plan)
     optimizer = build_optimizer(config, model)
     coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
     return Job(world, task, model, plan, optimizer, coordinator, NativeEngine(model, optimizer))
+
+
+def build_plan(config: Config) -> Plan:
+    """The plan that `sharding.plan` names.
+
+    Raises:
+        InputError: replicas of a plan that has none.
+    """
+    name, replicas = config.sharding.plan, config.sharding.replicas
+    if name == "fsdp":
+        return Fsdp(replicas)
+    if replicas > 1:
+        raise InputError(f"sharding.replicas={replicas}: the plan replicate has no shard axis; leave it at 1")
+    return Replicate()
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:

@@ -46,7 +46,7 @@ _FACTS: dict[str, type | tuple[type, ...]] = {
     "last_is_best": bool,
     "elapsed_s": (float, int),
 }
-_COUNTERS = ("num_steps", "num_skipped", "num_in_a_row", "num_clipped")
+_COUNTERS = ("num_steps", "num_skipped", "num_in_a_row")
 
 
 class _IndexUnpickler(pickle.Unpickler):

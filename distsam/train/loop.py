@@ -93,7 +93,7 @@ class TrainingLoop:
         try:
             while state.step < self.train.steps and not self._is_stale():
                 step = state.step + 1
-                job.engine.step(lambda step=step: job.task.loss(job.model, step - 1))  # type: ignore[misc]
+                job.engine.step([lambda step=step: job.task.loss(job.model, step - 1)])  # type: ignore[misc]
                 state.step = step
                 self._after_step(step)
                 if job.optimizer.stop_requested:

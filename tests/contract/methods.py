@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from ascents import Adaptive, EveryWithMemory
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import distsam
-from distsam.optim import Plain, Wrapper
+from distsam.optim import Plain, TwoPass, Wrapper
 
 Build = Callable[[Optimizer, nn.Module], Wrapper]
 
@@ -17,6 +18,8 @@ METHODS: dict[str, Build] = {
     "sam": lambda base, model: distsam.SAM(base, rho=0.1),
     "sam:network": lambda base, model: distsam.SAM(base, rho=0.1, scope="network", model=model),
     "sam:core": lambda base, model: distsam.SAM(base, rho=0.1, scope="core", model=model),
+    "asam": lambda base, model: TwoPass(base, Adaptive(rho=0.1)),
+    "memory": lambda base, model: TwoPass(base, EveryWithMemory(rho=0.1, every=2)),
     "das": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1),
     "das:global": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1, norm="global"),
     "das:network": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1, norm="network"),

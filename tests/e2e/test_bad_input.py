@@ -264,7 +264,7 @@ def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -
     assert invoke("train", config, f"run.dir={run_dir}", "train.steps=2").exit_code == 0
     state = run_dir / "checkpoints" / "step-00000002" / "state.json"
     facts = json.loads(state.read_text())
-    del facts["counters"]["num_clipped"]
+    del facts["counters"]["num_skipped"]
     state.write_text(json.dumps(facts) if damage == "no counters" else damage)
     resume = ("train", config, f"run.dir={run_dir}", "train.steps=3", "train.resume=auto")
     assert_refused(tmp_path, *resume, says=f"{state}: ")

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 import distsam
-from distsam.sharding import World, make_mesh
+from distsam.sharding import Fsdp, World, make_layout
 
 WORLD_SIZE = 1024
 
@@ -25,7 +25,7 @@ def test_every_rank_holds_an_even_piece_of_the_widest_dim(
     fake_world: World, replicas: int, shard_shape: tuple[int, int]
 ) -> None:
     network = distsam.TensorNetwork(distsam.cp((1024, 2048), 16))
-    distsam.shard(network, make_mesh(fake_world, "fsdp", replicas), "fsdp")
+    distsam.shard(network, make_layout(fake_world, Fsdp(replicas)).mesh, "fsdp")
     first, second = network.cores
     assert isinstance(first, DTensor)
     assert first.shape == (1024, 16)
@@ -35,5 +35,5 @@ def test_every_rank_holds_an_even_piece_of_the_widest_dim(
 
 def test_a_core_too_small_for_the_shard_axis_is_whole_beside_sharded_ones(fake_world: World) -> None:
     network = distsam.TensorNetwork(distsam.tucker((1024, 6, 11), (8, 6, 8)))
-    distsam.shard(network, make_mesh(fake_world, "fsdp"), "fsdp")
+    distsam.shard(network, make_layout(fake_world, Fsdp()).mesh, "fsdp")
     assert [isinstance(core, DTensor) for core in network.cores] == [False, True, False, False]

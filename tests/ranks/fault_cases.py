@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from rank_cases import NUM_ENTRIES, build, entries, full, this_world
+from rank_cases import NUM_ENTRIES, build, entries, full, plan_of, this_world
 from torch import Tensor, nn
 
 import distsam
-from distsam.sharding import local_tensor, make_mesh
+from distsam.sharding import Replicate, local_tensor, make_layout
 from distsam.sharding.collectives import is_distributed, rank, world_size
 
 
@@ -138,7 +138,7 @@ def partial_gradients() -> list[np.ndarray | None]:
     """Averaged gradients where rank 0's loss alone knows the second parameter, none the third; the last was frozen."""
     params = nn.ParameterList(torch.full((2,), float(k)) for k in range(4))
     params[3].requires_grad_(False)
-    distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
+    distsam.shard(params, make_layout(this_world(), Replicate()).mesh, "replicate")
     params[3].requires_grad_(True)
     loss = (params[0].sum() + params[3].sum()) * (rank() + 1)
     if rank() == 0:
@@ -165,7 +165,7 @@ def raise_before_the_first_forward() -> str:
 def gradients_after_a_raise() -> list[np.ndarray]:
     """Averaged gradients of a plain backward after one that raised half way, without an optimizer of distsam."""
     params = nn.ParameterList(torch.full((2,), float(k)) for k in range(2))
-    distsam.shard(params, make_mesh(this_world(), "replicate"), "replicate")
+    distsam.shard(params, make_layout(this_world(), Replicate()).mesh, "replicate")
 
     def raise_late(_: Tensor) -> None:
         assert params[1].grad is not None
@@ -188,7 +188,7 @@ def shard_container(plan: str) -> str:
     network = distsam.TensorNetwork(distsam.tt((8, 4), 2))
     model = nn.ModuleDict({"network": network, "layer": nn.Linear(4, 4)})
     try:
-        distsam.shard(model, make_mesh(this_world(), plan), plan)
+        distsam.shard(model, make_layout(this_world(), plan_of(plan)).mesh, plan)
     except distsam.InputError as error:
         return str(error)
     return ""

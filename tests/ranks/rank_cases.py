@@ -12,9 +12,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import distsam
+from distsam import sharding
 from distsam.balance import Meter
 from distsam.optim import Plain, Wrapper
-from distsam.sharding import World, make_mesh
+from distsam.sharding import Fsdp, Plan, World, make_layout
 from distsam.sharding.collectives import rank, world_size
 
 SHAPE = (8, 4, 12)
@@ -50,6 +51,10 @@ def this_world() -> World:
     return World(rank(), world_size(), rank(), device)
 
 
+def plan_of(name: str, replicas: int = 1) -> Plan:
+    return Fsdp(replicas) if name == "fsdp" else sharding.Replicate()
+
+
 def build(
     plan: str, replicas: int, dtype: torch.dtype, method: str, lr: float = 0.05, widen: int = 1
 ) -> tuple[nn.Module, Wrapper, Any]:
@@ -57,7 +62,7 @@ def build(
     model: nn.Module = TwoNetworks(dtype, widen)
     if torch.distributed.is_initialized():
         world = this_world()
-        model = distsam.shard(model.to(world.device), make_mesh(world, plan, replicas), plan)
+        model = distsam.shard(model.to(world.device), make_layout(world, plan_of(plan, replicas)).mesh, plan)
     optimizer = chain(method, model, lr)
     indices, values = entries(dtype)
     mine = slice_of(NUM_ENTRIES)
@@ -159,7 +164,7 @@ def measure_mixed(world: int) -> dict[str, Any]:
         param = nn.Parameter(w.clone() if on is None else distribute_tensor(w.clone(), on, how))
         param.grad = g.clone() if on is None else distribute_tensor(g.clone(), on, how)
         params.append(param)
-    meter = Meter(params, [distsam.CoreNetwork("mixed", tuple(params[:-1]))])
+    meter = Meter(params, [distsam.CoreNetwork("mixed", tuple(params[:-1]), distsam.tt((2,) * 6, 1))])
     with CollectiveCount() as count:
         first, _ = meter.first_pass(torch.tensor(2.0))
     return {

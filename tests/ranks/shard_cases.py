@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from rank_cases import build, entries, full, this_world
+from rank_cases import build, entries, full, plan_of, this_world
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import distsam
 from distsam.balance import Meter
-from distsam.sharding import LocalPieces, ShardPlan, make_mesh, plan_shards, replicate
+from distsam.sharding import Fsdp, LocalPieces, ShardPlan, make_layout, replicate
 from distsam.sharding.collectives import rank, world_size
 
 
@@ -21,7 +21,7 @@ def start_with_own_seed(plan: str) -> list[np.ndarray]:
     model = distsam.TensorNetwork(distsam.tt((8, 4, 6), 4), generator=generator)
     model.register_buffer("shift", torch.full((2,), float(rank())))
     expected = distsam.TensorNetwork(distsam.tt((8, 4, 6), 4), generator=torch.Generator().manual_seed(0))
-    distsam.shard(model, make_mesh(this_world(), plan), plan)
+    distsam.shard(model, make_layout(this_world(), plan_of(plan)).mesh, plan)
     got = [full(p) for p in model.parameters()]
     drawn = [full(p) for p in expected.parameters()]
     return [np.array([np.array_equal(a, b) for a, b in zip(got, drawn, strict=True)]), full(model.shift)]
@@ -111,11 +111,11 @@ def refusal_of(case: str) -> str:
     if case == "not contiguous":
         model[1].cores[1] = nn.Parameter(torch.ones(2, 4).t())
     if case == "plan of another model":
-        plan = plan_shards({"core": (8, 4)}, "fsdp", (world.world_size,))
+        plan = Fsdp().place({"core": (8, 4)}, (("shard", world.world_size),))
     if case == "plan of another mesh":
-        plan = plan_shards({n: p.shape for n, p in model.named_parameters()}, "fsdp", (1,))
+        plan = Fsdp().place({n: p.shape for n, p in model.named_parameters()}, (("shard", 1),))
     try:
-        distsam.shard(model, make_mesh(world, "fsdp"), plan)
+        distsam.shard(model, make_layout(world, Fsdp()).mesh, plan)
     except distsam.InputError as error:
         return str(error)
     return ""
@@ -131,3 +131,35 @@ def report_losses_and_flush() -> tuple[float, float, list[int]]:
     coordinator = distsam.BalanceCoordinator(model, optimizer)
     optimizer.step(closure)
     return float(losses[0]), float(losses[1]), [step for step, _ in coordinator.flush()]  # type: ignore[arg-type]
+
+
+class Matrix(nn.Module):
+    """A network that is no TensorNetwork: T = A B, by a method of its own."""
+
+    entry_points = ("product",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.spec = distsam.tt((4, 6), 2)
+        generator = torch.Generator().manual_seed(0)
+        shapes = self.spec.core_shapes
+        self.cores = nn.ParameterList(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
+
+    def product(self) -> Tensor:
+        left, right = self.cores
+        return left @ right + 0.0  # no view
+
+
+def shard_a_network_of_ones_own() -> tuple[bool, bool, bool]:
+    """Whether its cores are cut, its method gathers them, and their gradients are those of one process."""
+    whole, model = Matrix(), Matrix()
+    distsam.shard(model, make_layout(this_world(), Fsdp()).mesh, "fsdp")
+    results = [m.product() for m in (whole, model)]
+    for result in results:
+        result.square().sum().backward()
+    pairs = list(zip(whole.cores, model.cores, strict=True))
+    return (
+        all(hasattr(core, "full_tensor") for _, core in pairs),
+        bool(torch.equal(*results)),
+        all(np.allclose(full(a.grad), full(b.grad), rtol=1e-12) for a, b in pairs),
+    )

@@ -11,6 +11,7 @@ from shard_cases import (
     measure_a_mesh_without_rank_0,
     refusal_of,
     report_losses_and_flush,
+    shard_a_network_of_ones_own,
     start_with_own_seed,
 )
 
@@ -70,15 +71,15 @@ def test_losses_are_averaged_and_rank_0_alone_publishes(two_ranks: RankPool) -> 
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        ("shared core", "sharding.plan=fsdp: 1.cores.0 is shared by two networks"),
-        ("shared with a layer", "sharding.plan=fsdp: 1.weight is shared by two networks, or by one and the rest"),
+        ("shared core", "plan: fsdp: 1.cores.0 is shared by two networks"),
+        ("shared with a layer", "plan: fsdp: 1.weight is shared by two networks, or by one and the rest"),
         (
             "mixed dtypes",
-            "sharding.plan=fsdp: 1.cores.0 is gathered together with others, and they are of",
+            "plan: fsdp: 1.cores.0 is gathered together with others, and they are of",
         ),
-        ("not contiguous", "sharding.plan=fsdp: 1.cores.1 is not contiguous"),
-        ("plan of another model", "sharding plan made for core of shape (8, 4): the model has None"),
-        ("plan of another mesh", "sharding plan made for a mesh of (1,): this one is (2,)"),
+        ("not contiguous", "plan: fsdp: 1.cores.1 is not contiguous"),
+        ("plan of another model", "plan: made for core of shape (8, 4): the model has None"),
+        ("plan of another mesh", "plan: made for a mesh of (1,): this one is (2,)"),
         ("replicate shared core", ""),
     ],
 )
@@ -86,3 +87,8 @@ def test_what_fsdp_would_do_wrongly_is_refused(two_ranks: RankPool, case: str, m
     for said in two_ranks.run(refusal_of, case):
         assert said.startswith(message)
         assert bool(said) == bool(message)
+
+
+def test_a_network_that_is_no_tensor_network_is_cut_and_gathered_by_its_entry_points(two_ranks: RankPool) -> None:
+    """Networks were found by their class, and `at` and `dense` alone gathered the weights."""
+    assert two_ranks.run(shard_a_network_of_ones_own) == [(True, True, True)] * 2

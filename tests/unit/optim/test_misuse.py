@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import Tensor
+from two_networks import network_of
 
 import distsam
 
@@ -136,7 +137,7 @@ def test_a_frozen_core_does_not_count_in_the_mean(method: str) -> None:
 
 
 def build_on(method: str, cores: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    base, networks = torch.optim.SGD(cores, lr=0.1), [distsam.CoreNetwork("part", tuple(cores))]
+    base, networks = torch.optim.SGD(cores, lr=0.1), [network_of(cores)]
     if method == "das":
         return distsam.DAS(base, networks, alpha=0.5)
     return distsam.BAR(base, networks, alpha=0.5, rule=method)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from two_networks import ETA, TwoNetworks, after_one_step, squares
+from two_networks import ETA, TwoNetworks, after_one_step, network_of, squares
 
 import distsam
 from distsam.balance import norm_deviation
@@ -60,7 +60,7 @@ def test_lambda_is_bounded_alike_for_all_cores_of_a_network_and_counted() -> Non
     wanted = (gamma - gamma.mean()) / s
     torch.testing.assert_close(ratios - 1, 0.05 * wanted / wanted.abs().max(), rtol=0, atol=1e-4)
     assert das.num_clipped == 1
-    assert das.counters()["num_clipped"] == 1
+    assert das.counters()["das/clipped"] == 1
 
 
 def test_the_bound_is_that_of_the_largest_change_up_or_down() -> None:
@@ -69,7 +69,7 @@ def test_the_bound_is_that_of_the_largest_change_up_or_down() -> None:
     for core, grad in zip(cores, (3.0, 1.0, 1.0), strict=True):
         core.grad = torch.full_like(core, grad * 1e-9)
     base = torch.optim.SGD(cores, lr=1.0)
-    distsam.DAS(base, [distsam.CoreNetwork("n", tuple(cores))], alpha=1e12, lambda_max=0.05).step()
+    distsam.DAS(base, [network_of(cores)], alpha=1e12, lambda_max=0.05).step()
     assert [c.item() / size for c, size in zip(cores, (10.0, 0.1, 10.0), strict=True)] == pytest.approx(
         [1 + 0.05 * 16 / 8 * 1e-4, 0.95, 1 - 0.05 * 1e-4], rel=1e-7
     )
@@ -123,7 +123,7 @@ def test_bar_on_two_cores_is_the_published_rule(rule: str) -> None:
     sign = 1 if up_x else -1
     expected_x = (1 + sign * alpha * eta) * x.detach() - eta * x.grad
     expected_y = (1 - sign * alpha * eta) * y.detach() - eta * y.grad
-    network = distsam.CoreNetwork("pair", (x, y))
+    network = network_of([x, y])
     distsam.BAR(torch.optim.SGD([x, y], lr=eta), [network], alpha=alpha, rule=rule).step()
     torch.testing.assert_close(x.detach(), expected_x, rtol=1e-14, atol=0)
     torch.testing.assert_close(y.detach(), expected_y, rtol=1e-14, atol=0)
@@ -144,7 +144,7 @@ def test_cores_of_equal_norm_are_a_tie_for_obar() -> None:
 def test_norms_that_differ_by_more_than_rounding_are_no_tie() -> None:
     x, y = (nn.Parameter(torch.full((4,), size, dtype=torch.float64)) for size in (1.0, 1.0 + 1e-10))
     x.grad, y.grad = torch.zeros_like(x), torch.zeros_like(y)
-    distsam.BAR(torch.optim.SGD([x, y], lr=0.1), [distsam.CoreNetwork("n", (x, y))], alpha=0.5, rule="obar").step()
+    distsam.BAR(torch.optim.SGD([x, y], lr=0.1), [network_of([x, y])], alpha=0.5, rule="obar").step()
     assert (x > 1.04).all()
     assert (y < 0.96).all()
 
@@ -210,7 +210,7 @@ def test_no_networks_and_shared_cores_are_refused() -> None:
     with pytest.raises(ValueError, match="networks is empty"):
         distsam.DAS(base, [], alpha=0.1)
     first, second = network.cores
-    twice = distsam.CoreNetwork("twice", (first, second, first))
+    twice = network_of([first, second, first])
     first.grad, second.grad = torch.ones_like(first), torch.ones_like(second)
     with pytest.raises(ValueError, match="two networks"):
         distsam.DAS(base, [twice], alpha=0.1).step()
@@ -238,5 +238,5 @@ def test_the_count_of_bounded_rescales_survives_a_resume() -> None:
         distsam.DAS(torch.optim.SGD(network.parameters(), lr=0.1), distsam.core_networks(network), alpha=1e9)
     )
     for count in (1, 5, 3):
-        resumed.load_counters({**das.counters(), "num_clipped": count})
-        assert resumed.counters()["num_clipped"] == count
+        resumed.load_counters({**das.counters(), "das/clipped": count})
+        assert resumed.counters()["das/clipped"] == count

@@ -193,58 +193,6 @@ def test_dropout_draws_the_same_mask_in_both_passes() -> None:
     assert not torch.equal(masks[0], masks[2])
 
 
-def test_batchnorm_counts_a_step_once_with_the_model_given() -> None:
-    counted = {}
-    for knows_model in (True, False):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3))
-        x = torch.randn(16, 4)
-        clean = nn.BatchNorm1d(3)
-        clean(model[0](x))
-        base = torch.optim.SGD(model.parameters(), lr=0.1)
-        sam = distsam.SAM(base, rho=0.5, model=model if knows_model else None)
-
-        def closure(model: nn.Module = model, sam: distsam.SAM = sam, x: Tensor = x) -> Tensor:
-            sam.zero_grad()
-            loss = model(x).square().sum() + model(x).sum() ** 2
-            loss.backward()
-            return loss
-
-        sam.step(closure)
-        counted[knows_model] = int(model[1].num_batches_tracked)
-        if knows_model:
-            closure()
-            with sam.perturbed():
-                closure()
-            sam.step()
-            assert int(model[1].num_batches_tracked) == 4  # the same by hand
-    assert counted == {True: 2, False: 4}  # the closure above runs the layer twice
-
-
-def test_only_normalisation_layers_are_kept_from_counting_twice() -> None:
-    class Counting(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.ones(3))
-            self.register_buffer("calls", torch.zeros(()))
-
-        def forward(self) -> Tensor:
-            self.calls += 1
-            return self.weight.square().sum()
-
-    model = Counting()
-    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
-
-    def closure() -> Tensor:
-        sam.zero_grad()
-        loss = model()
-        loss.backward()
-        return loss
-
-    sam.step(closure)
-    assert model.calls == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,5 +1,7 @@
 """A model of a Tucker and a TT network and a bias, for formulas that are written out on all of it."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +23,11 @@ class TwoNetworks(nn.Module):
     def loss(self) -> Tensor:
         target = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
         return (self.a.dense() + self.b.dense() + self.bias - target).square().sum()
+
+
+def network_of(cores: Sequence[nn.Parameter]) -> distsam.CoreNetwork:
+    """Any parameters as one network; its spec says nothing of them but their number."""
+    return distsam.CoreNetwork("n", tuple(cores), distsam.tt((2,) * len(cores), 1))
 
 
 def squares(tensors: list[Tensor]) -> Tensor:

@@ -4,20 +4,16 @@ import pytest
 import torch
 
 import distsam
+from distsam.environment import place
 from distsam.errors import InputError
-from distsam.sharding import World, make_mesh, open_world
-from distsam.sharding.world import _place
+from distsam.sharding import Fsdp, Layout, loss_weight_of, make_layout, open_world
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
 SLURM_STEP = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "SLURM_STEP_ID": "0"}
 
 
-def world_of(size: int) -> World:
-    return World(0, size, 0, torch.device("cpu"))
-
-
 @pytest.mark.parametrize(
-    ("env", "place"),
+    ("env", "expected"),
     [
         ({}, (0, 1, 0)),
         (TORCHRUN, (3, 4, 1)),
@@ -29,8 +25,8 @@ def world_of(size: int) -> World:
         ({**SLURM_STEP, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (0, 1, 0)),
     ],
 )
-def test_the_place_in_the_run_is_read_from_the_launcher(env: dict[str, str], place: tuple[int, int, int]) -> None:
-    assert _place(env) == place
+def test_the_place_in_the_run_is_read_from_the_launcher(env: dict[str, str], expected: tuple[int, int, int]) -> None:
+    assert place(env)[:3] == expected
 
 
 def test_without_scontrol_a_srun_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,7 +44,12 @@ def test_alone_there_is_no_process_group_and_no_mesh(monkeypatch: pytest.MonkeyP
     world = open_world("cpu")
     assert (world.rank, world.world_size, world.device.type) == (0, 1, "cpu")
     assert not torch.distributed.is_initialized()
-    assert make_mesh(world, "fsdp") is None
+    layout = make_layout(world, Fsdp())
+    assert layout.mesh is None
+    for alone in (layout, Layout.alone("cpu")):
+        assert (alone.data_rank, alone.data_size, alone.is_first_copy, alone.loss_weight) == (0, 1, True, 1.0)
+        assert alone.data_group is None
+    assert loss_weight_of(distsam.TensorNetwork(distsam.cp((4, 5), 2)).parameters()) == 1.0
 
 
 def test_a_model_without_a_mesh_is_left_as_it_is() -> None:
@@ -58,22 +59,8 @@ def test_a_model_without_a_mesh_is_left_as_it_is() -> None:
     assert all(a is b for a, b in zip(before, model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("plan", "size", "replicas", "message"),
-    [
-        ("zero", 2, 1, "sharding.plan=zero"),
-        ("fsdp", 4, 3, "sharding.replicas=3: it must divide the world size, which is 4"),
-        ("fsdp", 4, 0, "sharding.replicas=0"),
-        ("replicate", 4, 2, "no shard axis"),
-    ],
-)
-def test_a_mesh_that_cannot_be_is_refused(plan: str, size: int, replicas: int, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make_mesh(world_of(size), plan, replicas)
-
-
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(InputError, match=r"sharding.device=tpu"):
+    with pytest.raises(InputError, match=r"device: tpu"):
         open_world("tpu")
 
 

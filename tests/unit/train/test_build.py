@@ -51,7 +51,8 @@ def test_keys_of_a_method_reach_it(
 ) -> None:
     optimizer = optimizer_of(tmp_path, *overrides)
     assert type(optimizer) is kind
-    assert {name: getattr(optimizer, name) for name in attributes} == attributes
+    held = {**vars(optimizer), **optimizer.param_groups[0]}
+    assert {name: held[name] for name in attributes} == attributes
 
 
 def test_a_sum_nests_sam_outermost(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ FACTS = {
     "step": 2,
     "fingerprint": "f",
     "data_sha256": "d",
-    "counters": {"num_steps": 2, "num_skipped": 0, "num_in_a_row": 0, "num_clipped": 0},
+    "counters": {"num_steps": 2, "num_skipped": 0, "num_in_a_row": 0},
     "best_value": None,
     "best_step": None,
     "num_stale": 0,

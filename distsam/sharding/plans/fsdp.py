@@ -1,0 +1,73 @@
+"""Each parameter cut over the ranks, gathered when it is needed: FSDP2, also in several replicas."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distsam.errors import ArgumentError
+from distsam.sharding.plan import Axes, ShardPlan
+
+
+@dataclass(frozen=True)
+class Fsdp:
+    """Each parameter cut along its widest dim that the last axis divides; one that has no such dim stays whole.
+
+    Nothing is padded, so a shard is never empty.
+
+    Args:
+        replicas: how many copies of the whole model the ranks hold together; it must divide the world size.
+    """
+
+    replicas: int = 1
+
+    @property
+    def name(self) -> str:
+        """The word of the config."""
+        return "fsdp"
+
+    @property
+    def data_axes(self) -> tuple[str, ...]:
+        """All axes: every rank has its own part of the data."""
+        return ("shard",) if self.replicas == 1 else ("replicate", "shard")
+
+    def axes(self, world_size: int) -> Axes:
+        """One axis, or replicas x shards.
+
+        Raises:
+            ArgumentError: the replicas do not divide the world size.
+        """
+        if self.replicas < 1 or world_size % self.replicas:
+            raise ArgumentError("replicas", f"{self.replicas}: it must divide the world size, which is {world_size}")
+        shards = ("shard", world_size // self.replicas)
+        return (shards,) if self.replicas == 1 else (("replicate", self.replicas), shards)
+
+    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> ShardPlan:
+        """Cuts along the last of `axes`; all of them are data axes.
+
+        Raises:
+            ArgumentError: it divides no dim of any parameter.
+        """
+        shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
+        num_shards = axes[-1][1]
+        dims = [_widest(shape, num_shards) for _, shape in shapes]
+        if shapes and all(dim is None for dim in dims):
+            raise ArgumentError(
+                "plan",
+                f"fsdp: no core has a dim that {num_shards} ranks divide; "
+                f"use a shard axis of {_usable([shape for _, shape in shapes])} ranks, or replicate",
+            )
+        along_others = (None,) * (len(axes) - 1)
+        placements = tuple((name, (*along_others, dim)) for (name, _), dim in zip(shapes, dims, strict=True))
+        return ShardPlan(self.name, axes, tuple(name for name, _ in axes), shapes, placements)
+
+
+def _widest(shape: tuple[int, ...], num_shards: int) -> int | None:
+    if 0 in shape:
+        return None
+    fitting = [(size, -dim) for dim, size in enumerate(shape) if size % num_shards == 0]
+    return -max(fitting)[1] if fitting else None
+
+
+def _usable(shapes: Sequence[tuple[int, ...]]) -> str:
+    """Shard counts that at least one parameter can serve, for the error message."""
+    counts = [n for n in range(2, 65) if any(_widest(shape, n) is not None for shape in shapes)]
+    return ", ".join(map(str, counts[:8])) or "1"
