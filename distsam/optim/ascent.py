@@ -45,7 +45,7 @@ class Sweep:
 
 
 class Ascent(Protocol):
-    """One member of the SAM family. The bodies here are those of plain SAM's kin; a member states what it does else.
+    """One member of the SAM family. It derives from this class and writes `epsilon`, and of the rest what it needs.
 
     Sums over all ranks come from `probes` and `second_probes`: they travel with what is measured anyway, so that an
     ascent costs no collective. All methods are called on every rank, under no_grad, and must not read the device.

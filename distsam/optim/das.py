@@ -60,10 +60,11 @@ class DeviationRule:
         return total.sum() if self.norm == "cores" else total
 
     def _bounded(self, growth: Tensor, rate: float | Tensor) -> Tensor:
-        largest = (growth * rate).abs_().amax(1, keepdim=True)
-        # Nearly always; where the host need not wait it saves the rest.
-        if largest.device.type == "cpu" and float(largest.max()) <= self.lambda_max:
+        # Nearly always nothing is over the bound; where the host need not wait it saves the rest.
+        is_on_host = growth.device.type == "cpu" and isinstance(rate, float)
+        if is_on_host and float(torch.linalg.vector_norm(growth, float("inf"))) * rate <= self.lambda_max:
             return growth
+        largest = (growth * rate).abs_().amax(1, keepdim=True)
         if self._clipped is None or self._clipped.shape != largest.shape:
             self._clipped_before = self._clipped_before + self._total()
             self._clipped = torch.zeros_like(largest, dtype=torch.int64)

@@ -61,7 +61,9 @@ class NetworkTable:
         """(M, K) the values of each network's cores; 0 where none counts. It may share memory with them."""
         if self.start is None:
             return self.mask(values_N[self.index])
-        return self.mask(values_N[self.start : self.start + self.index.numel()].view_as(self.index))
+        count = self.index.numel()
+        run = values_N if count == len(values_N) else values_N[self.start : self.start + count]
+        return self.mask(run.view(self.index.shape))
 
     def mask(self, values_MK: Tensor) -> Tensor:
         """The values, 0 where none counts."""
