@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from distsam.errors import InputError
-from distsam.tasks.entries import Entries, entries_from_dense
+from distsam.errors import ArgumentError
+from distsam.tasks.entries import Entries, Origin, entries_from_dense
 from distsam.tasks.files import read_entries
+from distsam.tensornet.equation import check_sizes, read_equation
 
 _TENSORLY_LOADERS = {
     "covid19_serology": "load_covid19_serology",
@@ -38,21 +39,21 @@ def load_source(
         noise, seed: see `lowrank`; other sources ignore them.
 
     Raises:
-        InputError: unknown source, an argument that belongs to another source, or a file that cannot be used.
+        ArgumentError: unknown source, an argument that belongs to another source, or a file that cannot be used.
     """
     if source not in SOURCES:
-        raise InputError(f"data.source={source!r} is unknown; {_suggestion(source)}")
+        raise ArgumentError("source", f"{source!r} is unknown; {_suggestion(source)}")
     _refuse_foreign(source, path, equation, sizes)
     if source == "file":
         if path is None:
-            raise InputError("data.path is not set; data.source=file needs the path of a .npy or .npz file")
+            raise ArgumentError("path", "is missing; source=file needs the path of a .npy or .npz file")
         return read_entries(path)
     if source == "lowrank":
         if equation is None or sizes is None:
-            missing = "data.equation" if equation is None else "data.sizes"
-            raise InputError(f"{missing} is not set; data.source=lowrank needs data.equation and data.sizes")
+            missing = "equation" if equation is None else "sizes"
+            raise ArgumentError(missing, "is missing; source=lowrank needs equation and sizes")
         return lowrank(equation, sizes, noise=noise, seed=seed)
-    return entries_from_dense(_load_from_tensorly(source), name=source, origin=f"data.source={source}")
+    return entries_from_dense(_load_from_tensorly(source), name=source, origin=Origin("source", source))
 
 
 def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed: int = 0) -> Entries:
@@ -68,19 +69,22 @@ def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed
         All entries; none is missing.
 
     Raises:
-        InputError: the equation is no einsum of single letters, a size is missing or below 1, or noise < 0.
+        ArgumentError: the equation is no einsum of single letters, a size is missing or below 1, or noise < 0.
     """
-    inputs, output = _parse_equation(equation, sizes)
+    cores, modes = read_equation(equation)
+    if len(modes) < 2:
+        raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; a tensor needs at least 2")
+    check_sizes(equation, sizes)
     if not (math.isfinite(noise) and noise >= 0):
-        raise InputError(f"data.noise={noise}; it must be a finite number, 0 or more")
+        raise ArgumentError("noise", f"is {noise}; it must be a finite number, 0 or more")
     rng = np.random.default_rng(seed)
-    cores = [rng.standard_normal([sizes[letter] for letter in core]) for core in inputs]
-    target = np.einsum(equation, *cores, optimize=True)
+    factors = [rng.standard_normal([sizes[letter] for letter in core]) for core in cores]
+    target = np.einsum(equation, *factors, optimize=True)
     spread = float(target.std())
     if spread == 0.0:
-        raise InputError(f"data.sizes={dict(sizes)} gives a tensor of one entry; at least two are needed")
-    target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in output])
-    return entries_from_dense(target, name="lowrank", origin="data.source=lowrank")
+        raise ArgumentError("sizes", f"{dict(sizes)} gives a tensor of one entry; at least two are needed")
+    target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
+    return entries_from_dense(target, name="lowrank", origin=Origin("source", "lowrank"))
 
 
 def _load_from_tensorly(source: str) -> np.ndarray:
@@ -103,40 +107,11 @@ def _suggestion(source: str) -> str:
 def _refuse_foreign(
     source: str, path: str | Path | None, equation: str | None, sizes: Mapping[str, int] | None
 ) -> None:
-    for key, value, owner in (
-        ("data.path", path, "file"),
-        ("data.equation", equation, "lowrank"),
-        ("data.sizes", sizes, "lowrank"),
+    for argument, value, owner in (
+        ("path", path, "file"),
+        ("equation", equation, "lowrank"),
+        ("sizes", sizes, "lowrank"),
     ):
         if value is not None and source != owner:
             shown = dict(value) if isinstance(value, Mapping) else repr(str(value))
-            raise InputError(f"{key}={shown} is read only with data.source={owner}; the source is {source}")
-
-
-def _parse_equation(equation: str, sizes: Mapping[str, int]) -> tuple[list[str], str]:
-    left, arrow, output = equation.replace(" ", "").partition("->")
-    inputs = left.split(",")
-    letters = "".join(inputs) + output
-    if not arrow or not all(inputs) or not (letters.isascii() and letters.isalpha()):
-        raise InputError(f"data.equation={equation!r} is no einsum of cores; write it like 'ia,ab,bj->ij'")
-    for core in (*inputs, output):
-        if len(set(core)) < len(core):
-            raise InputError(f"data.equation={equation!r} repeats a letter within '{core}'; each may stand there once")
-    for letter in output:
-        if letter not in left:
-            raise InputError(f"data.equation={equation!r}: mode '{letter}' is in no core; each mode needs a core")
-    if len(output) < 2:
-        raise InputError(f"data.equation={equation!r} has {len(output)} modes after '->'; a tensor needs at least 2")
-    _check_sizes(equation, set(letters), sizes)
-    return inputs, output
-
-
-def _check_sizes(equation: str, letters: set[str], sizes: Mapping[str, int]) -> None:
-    for letter in sorted(letters):
-        if letter not in sizes:
-            raise InputError(f"data.sizes={dict(sizes)} lacks '{letter}', which data.equation={equation!r} uses")
-    for letter, size in sizes.items():
-        if letter not in letters:
-            raise InputError(f"data.sizes has '{letter}', which data.equation={equation!r} does not use")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"data.sizes: '{letter}' is {size!r}; it must be an integer, 1 or more")
+            raise ArgumentError(argument, f"{shown} is read only with source={owner}; the source is {source}")

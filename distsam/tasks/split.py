@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries
 
 _TRAIN, _VALIDATION, _HELDOUT = range(3)
@@ -23,8 +23,8 @@ def split_entries(
     entries: Entries,
     observed: float = 0.3,
     validation: float = 0.1,
-    how: str = "random",
-    mode: int | None = None,
+    split: str = "random",
+    fibre_mode: int | None = None,
     seed: int = 0,
 ) -> Split:
     """Holds out a share of the entries, then sets a share of the observed ones apart for validation.
@@ -36,32 +36,33 @@ def split_entries(
         entries: the entries to divide.
         observed: share of the units that is not held out, above 0 and at most 1.
         validation: share of the observed units, at least 0 and below 1.
-        how: `random` divides single entries; `fibres` keeps together all entries whose indices differ in
-            `mode` alone, so that no fibre is partly trained on.
-        mode: the mode that the fibres run along; for `fibres` only.
+        split: `random` divides single entries; `fibres` keeps together all entries whose indices differ in
+            `fibre_mode` alone, so that no fibre is partly trained on.
+        fibre_mode: the mode that the fibres run along; for `fibres` only.
         seed: of the division; nothing else, and no number of ranks, changes it.
 
     Raises:
-        InputError: an argument out of range, no training entry left, or no validation entry though asked for.
+        ArgumentError: an argument out of range, no training entry left, or no validation entry though asked for.
     """
     if not 0 < observed <= 1:
-        raise InputError(f"data.observed={observed}; it must be above 0 and at most 1")
+        raise ArgumentError("observed", f"is {observed}; it must be above 0 and at most 1")
     if not 0 <= validation < 1:
-        raise InputError(f"data.validation={validation}; it must be at least 0 and below 1")
-    unit_of_entry = _units(entries, how, mode)
+        raise ArgumentError("validation", f"is {validation}; it must be at least 0 and below 1")
+    unit_of_entry = _units(entries, split, fibre_mode)
     num_units = int(unit_of_entry.max()) + 1
     num_observed = round(observed * num_units)
     num_validation = round(validation * num_observed)
-    what = "entries" if how == "random" else "fibres"
+    what = "entries" if split == "random" else "fibres"
     if num_observed - num_validation < 1:
-        raise InputError(
-            f"data.observed={observed} and data.validation={validation} leave nothing of {num_units} {what} "
-            "to train on; raise data.observed or lower data.validation"
+        raise ArgumentError(
+            "observed",
+            f"{observed} with validation={validation} leaves nothing of {num_units} {what} to train on; raise observed "
+            "or lower validation",
         )
     if validation > 0 and num_validation < 1:
-        raise InputError(
-            f"data.validation={validation} of {num_observed} observed {what} leaves none to validate on; "
-            "raise it, or set it to 0"
+        raise ArgumentError(
+            "validation",
+            f"{validation} of {num_observed} observed {what} leaves none to validate on; raise it, or set it to 0",
         )
     order = np.random.default_rng(seed).permutation(num_units)
     part = np.full(num_units, _HELDOUT, dtype=np.int8)
@@ -72,20 +73,20 @@ def split_entries(
     return Split(train=train, validation=chosen, heldout=heldout)
 
 
-def _units(entries: Entries, how: str, mode: int | None) -> np.ndarray:
+def _units(entries: Entries, split: str, fibre_mode: int | None) -> np.ndarray:
     """(N,) number of the unit that each entry belongs to; the units are 0, 1, ... without gaps."""
-    if how == "random":
-        if mode is not None:
-            raise InputError(f"data.fibre_mode={mode} is read only with data.split=fibres; the split is random")
+    if split == "random":
+        if fibre_mode is not None:
+            raise ArgumentError("fibre_mode", f"{fibre_mode} is read only with split=fibres; the split is random")
         return np.arange(len(entries))
-    if how != "fibres":
-        raise InputError(f"data.split={how!r} is unknown; it must be 'random' or 'fibres'")
+    if split != "fibres":
+        raise ArgumentError("split", f"{split!r} is unknown; it must be 'random' or 'fibres'")
     last = len(entries.shape) - 1
-    if mode is None:
-        raise InputError(f"data.fibre_mode is not set; data.split=fibres needs a mode, 0 to {last}")
-    if not 0 <= mode <= last:
-        raise InputError(f"data.fibre_mode={mode}; the tensor has {last + 1} modes, so it must be 0 to {last}")
-    return _group_rows(np.delete(entries.indices, mode, axis=1))
+    if fibre_mode is None:
+        raise ArgumentError("fibre_mode", f"is missing; split=fibres needs the mode that fibres run along, 0 to {last}")
+    if not 0 <= fibre_mode <= last:
+        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {last + 1} modes: it must be 0 to {last}")
+    return _group_rows(np.delete(entries.indices, fibre_mode, axis=1))
 
 
 def _group_rows(rows: np.ndarray) -> np.ndarray:

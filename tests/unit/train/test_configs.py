@@ -25,4 +25,4 @@ def test_a_config_loads_builds_and_plans(path: Path, tmp_path: Path) -> None:
     job = build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu")))
     shapes = {name: tuple(p.shape) for name, p in job.model.named_parameters()}
     assert plan_shards(shapes, "fsdp", (2,)).num_shards == 2
-    assert torch.isfinite(job.engine.step(lambda: job.task.loss(job.model, 0)))
+    assert torch.isfinite(job.engine.step(lambda: job.task.loss(job.model, job.task.microbatches(0, 1)[0])))
