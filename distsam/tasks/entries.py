@@ -111,7 +111,7 @@ def entries_from_coordinates(
     sizes = _check_shape_array(np.asarray(shape), origin)
     _check_dtype(values, origin.within("array 'values'"))
     if values.ndim != 1:
-        raise origin.error(f"array 'values' has shape {values.shape}; it must be (number of entries,)")
+        raise origin.error(f"array 'values': has shape {values.shape}; it must be (number of entries,)")
     rows = check_indices(indices, sizes, origin.within("array 'indices'"))
     if len(rows) != len(values):
         raise origin.error(
@@ -167,7 +167,7 @@ def check_indices(indices: np.ndarray, shape: Sequence[int], origin: Origin) -> 
 def _check_shape_array(shape: np.ndarray, origin: Origin) -> tuple[int, ...]:
     if shape.ndim != 1 or shape.dtype.kind not in "iu":
         raise origin.error(
-            f"array 'shape' has dtype {shape.dtype} and shape {shape.shape}; it must list one integer size per mode"
+            f"array 'shape': has dtype {shape.dtype} and shape {shape.shape}; it must list one integer size per mode"
         )
     sizes = tuple(int(size) for size in shape)
     check_shape(sizes, origin.within("array 'shape'"))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tasks.sources import load_source, lowrank
 
 SIZES = {"i": 20, "a": 3, "b": 2, "j": 30}
@@ -9,7 +9,7 @@ TUCKER2 = "ia,ab,bj->ij"
 
 
 def refused(*parts, **arguments):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         load_source(**arguments)
     assert "\n" not in str(caught.value)
     for part in parts:
@@ -76,18 +76,18 @@ def test_lowrank_noise_is_added_to_the_same_truth():
 
 
 def test_unknown_source_suggests_the_nearest():
-    refused("data.source='covid19_serolgy'", "did you mean 'covid19_serology'", source="covid19_serolgy")
-    refused("data.source='qqq'", "lowrank", source="qqq")
+    refused("source: 'covid19_serolgy'", "did you mean 'covid19_serology'", source="covid19_serolgy")
+    refused("source: 'qqq'", "lowrank", source="qqq")
 
 
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ({"source": "file"}, ["data.path is not set"]),
-        ({"source": "il2", "path": "x.npy"}, ["data.path='x.npy'", "data.source=file"]),
-        ({"source": "il2", "sizes": {"i": 3}}, ["data.sizes={'i': 3}", "data.source=lowrank"]),
-        ({"source": "lowrank"}, ["data.equation is not set"]),
-        ({"source": "lowrank", "equation": TUCKER2}, ["data.sizes is not set"]),
+        ({"source": "file"}, ["path: is missing"]),
+        ({"source": "il2", "path": "x.npy"}, ["path: 'x.npy'", "source=file"]),
+        ({"source": "il2", "sizes": {"i": 3}}, ["sizes: {'i': 3}", "source=lowrank"]),
+        ({"source": "lowrank"}, ["equation: is missing"]),
+        ({"source": "lowrank", "equation": TUCKER2}, ["sizes: is missing"]),
     ],
 )
 def test_arguments_of_another_source_are_refused(arguments, parts):
@@ -97,19 +97,19 @@ def test_arguments_of_another_source_are_refused(arguments, parts):
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"equation": "ia,ab,bj"}, ["data.equation='ia,ab,bj'", "'ia,ab,bj->ij'"]),
-        ({"equation": "ia,,bj->ij"}, ["no einsum of cores"]),
-        ({"equation": "i1,1j->ij"}, ["no einsum of cores"]),
-        ({"equation": "iaa,bj->ij"}, ["repeats a letter within 'iaa'"]),
+        ({"equation": "ia,ab,bj"}, ["equation: 'ia,ab,bj' cannot be read", "'ir,jr,kr->ijk'"]),
+        ({"equation": "ia,,bj->ij"}, ["cannot be read"]),
+        ({"equation": "i1,1j->ij"}, ["cannot be read"]),
+        ({"equation": "iaa,bj->ij"}, ["repeats 'a' in a core, 'iaa'"]),
         ({"equation": "ia,ab,bj->ijk"}, ["mode 'k' is in no core"]),
         ({"equation": "ia,ab,bj->i"}, ["has 1 modes", "at least 2"]),
-        ({"sizes": {"i": 2, "a": 2, "b": 2}}, ["data.sizes", "lacks 'j'"]),
-        ({"sizes": {**SIZES, "z": 2}}, ["data.sizes has 'z'"]),
-        ({"sizes": {**SIZES, "a": 0}}, ["'a' is 0", "1 or more"]),
-        ({"sizes": {**SIZES, "a": 2.5}}, ["'a' is 2.5"]),
+        ({"sizes": {"i": 2, "a": 2, "b": 2}}, ["sizes: has no size for 'j'"]),
+        ({"sizes": {**SIZES, "z": 2}}, ["sizes: has 'z'"]),
+        ({"sizes": {**SIZES, "a": 0}}, ["sizes[a]: is 0", "at least 1"]),
+        ({"sizes": {**SIZES, "a": 2.5}}, ["sizes[a]: is 2.5"]),
         ({"sizes": {**SIZES, "i": 1, "j": 1}}, ["one entry"]),
-        ({"noise": -0.5}, ["data.noise=-0.5"]),
-        ({"noise": float("nan")}, ["data.noise=nan"]),
+        ({"noise": -0.5}, ["noise: is -0.5"]),
+        ({"noise": float("nan")}, ["noise: is nan"]),
     ],
 )
 def test_lowrank_refuses_what_is_no_network(change, parts):
