@@ -60,7 +60,7 @@ class FitMetric:
         An R2 is None where the values do not vary (uncentred: are all 0); all but `count` are None where
         there is no value.
         """
-        count, abs_error, sq_error, offset, centred_sq, sq = self._sum_over_ranks(self._sums).tolist()
+        count, abs_error, sq_error, offset, centred_sq, sq = self._sum_over_ranks(self._sums.clone()).tolist()
         if count == 0:
             return {"count": 0.0, **dict.fromkeys(SCORES)}
         total = centred_sq - offset * offset / count

@@ -99,6 +99,9 @@ class _UsersTask:
             raise self._wrong("evaluate", scores, f"scores with the goal's key {self.goal.key!r} among them")
         return {str(key): None if value is None else float(value) for key, value in scores.items()}
 
+    def describe(self) -> str:
+        return str(self._call("describe")) if hasattr(self._task, "describe") else f"task {self._target}"
+
     def __getattr__(self, name: str) -> Any:
         # The optional members: absent here where they are absent there.
         member = getattr(self._task, name)
