@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tasks import TASKS, Make, context_of, on_every_rank
+from task_members import TASKS, Make, context_of, on_every_rank
 from torch import Tensor
 
 from distsam.errors import ArgumentError
