@@ -3,7 +3,6 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +13,7 @@ from distsam.errors import ArgumentError, InputError, renaming
 from distsam.tasks.entries import Entries, Origin, check_indices
 from distsam.tasks.metrics import SCORES, FitMetric
 from distsam.tasks.sampler import Sampler, nth_part
+from distsam.tasks.scaling import Scaling, mean_and_std
 from distsam.tasks.split import Split
 from distsam.tasks.task import Goal, Scores, TaskContext
 from distsam.tensornet import NetworkSpec, TensorNetwork
@@ -30,16 +30,6 @@ GOAL = Goal(
 _CHUNK = 2**18
 # Below this many entries a full tensor is contracted at once, which is far faster than entry by entry.
 _DENSE_LIMIT = 2**26
-# A spread this small beside the mean is rounding of a constant.
-_ROUNDING = 8 * float(np.finfo(np.float64).eps)
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """The affine map between values as given and values as learnt: given = mean + std * learnt; std > 0."""
-
-    mean: float
-    std: float
 
 
 class Piece(NamedTuple):
@@ -97,14 +87,11 @@ class CompletionTask:
         _check_word("init", init, ("gaussian", "data"))
         if spec.shape != entries.shape:
             raise ArgumentError("spec", f"is a network of shape {spec.shape}; the tensor has {entries.shape}")
-        if init_norms is not None and len(init_norms) != spec.num_cores:
-            problem = f"{init_norms} has {len(init_norms)} numbers; the network has {spec.num_cores} cores"
-            raise ArgumentError("init_norms", problem)
         self.context, self.entries, self.split, self.spec = context, entries, split, spec
         self._sampler = Sampler(len(split.train), batch_size, context)
         self._loss, self._init, self._init_std, self._init_norms = loss, init, init_std, init_norms
-        mean, std = _spread(entries.values[split.train])
-        self.scaling = Scaling(mean, std) if standardise else Scaling(0.0, 1.0)
+        mean, std = mean_and_std(entries.values[split.train])
+        self.scaling = Scaling(mean, std) if standardise else Scaling()
         self.target_std = std / self.scaling.std
         self._full_batch: list[Piece] = []
 
@@ -218,7 +205,7 @@ class CompletionTask:
         size = math.prod(shape)
         dense = getattr(model, "dense", None)
         if dense is not None and size < _DENSE_LIMIT:
-            filled = self._restore(dense()).cpu().numpy()
+            filled = self.scaling.given(dense()).cpu().numpy()
         else:
             filled = _allocate(shape)
             flat = filled.reshape(-1)
@@ -270,13 +257,13 @@ class CompletionTask:
         """The training entries as learnt, in a dense tensor that is NaN elsewhere."""
         dense = torch.full(self.entries.shape, float("nan"), dtype=torch.float64)
         train = self.split.train
-        values = (self.entries.values[train] - self.scaling.mean) / self.scaling.std
+        values = self.scaling.learnt(self.entries.values[train])
         dense[tuple(torch.from_numpy(self.entries.indices[train].T))] = torch.from_numpy(values)
         return dense
 
     def _load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Indices and values as learnt of these entries, on the device."""
-        learnt = (self.entries.values[positions] - self.scaling.mean) / self.scaling.std
+        learnt = self.scaling.learnt(self.entries.values[positions])
         indices = torch.from_numpy(self.entries.indices[positions]).to(self.context.device)
         return indices, torch.from_numpy(learnt).to(self.context.device, self.context.dtype)
 
@@ -301,10 +288,7 @@ class CompletionTask:
         return scores
 
     def _predict(self, model: nn.Module, rows: np.ndarray) -> Tensor:
-        return self._restore(model(torch.from_numpy(rows).to(self.context.device)))
-
-    def _restore(self, learnt: Tensor) -> Tensor:
-        return learnt.double() * self.scaling.std + self.scaling.mean
+        return self.scaling.given(model(torch.from_numpy(rows).to(self.context.device)))
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
@@ -321,9 +305,3 @@ def _allocate(shape: tuple[int, ...]) -> np.ndarray:
 def _check_word(argument: str, word: str, known: Sequence[str]) -> None:
     if word not in known:
         raise ArgumentError(argument, f"{word!r} is unknown; it must be {' or '.join(map(repr, known))}")
-
-
-def _spread(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; the latter 1 where values are constant, so that dividing is harmless."""
-    mean, std = float(values.mean()), float(values.std())
-    return mean, std if std > _ROUNDING * abs(mean) else 1.0

@@ -1,15 +1,13 @@
-"""Names for tensors with holes: four that come with tensorly, the user's file, a synthetic low-rank one."""
+"""Tensors to complete beside the user's own files: four that come with tensorly, and a synthetic low-rank one."""
 
 import difflib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries, Origin, entries_from_dense
-from distsam.tasks.files import read_entries
 from distsam.tensornet.equation import check_sizes, read_equation
 
 _TENSORLY_LOADERS = {
@@ -18,41 +16,20 @@ _TENSORLY_LOADERS = {
     "kinetic": "load_kinetic",
     "indian_pines": "load_indian_pines",
 }
-SOURCES = (*_TENSORLY_LOADERS, "file", "lowrank")
+BUNDLED = tuple(_TENSORLY_LOADERS)
 
 
-def load_source(
-    source: str,
-    path: str | Path | None = None,
-    *,
-    equation: str | None = None,
-    sizes: Mapping[str, int] | None = None,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> Entries:
-    """The known entries of the tensor of this name; nothing is downloaded.
+def load_bundled(source: str) -> Entries:
+    """The known entries of a tensor that comes with tensorly; nothing is downloaded.
 
     Args:
-        source: one of `SOURCES`.
-        path: the .npy or .npz file; for source `file` only.
-        equation, sizes: for source `lowrank` only: the einsum of its cores and the size of each letter.
-        noise, seed: see `lowrank`; other sources ignore them.
+        source: one of `BUNDLED`.
 
     Raises:
-        ArgumentError: unknown source, an argument that belongs to another source, or a file that cannot be used.
+        ArgumentError: about "source": there is none of that name.
     """
-    if source not in SOURCES:
+    if source not in BUNDLED:
         raise ArgumentError("source", f"{source!r} is unknown; {_suggestion(source)}")
-    _refuse_foreign(source, path, equation, sizes)
-    if source == "file":
-        if path is None:
-            raise ArgumentError("path", "is missing; source=file needs the path of a .npy or .npz file")
-        return read_entries(path)
-    if source == "lowrank":
-        if equation is None or sizes is None:
-            missing = "equation" if equation is None else "sizes"
-            raise ArgumentError(missing, "is missing; source=lowrank needs equation and sizes")
-        return lowrank(equation, sizes, noise=noise, seed=seed)
     return entries_from_dense(_load_from_tensorly(source), name=source, origin=Origin("source", source))
 
 
@@ -99,19 +76,6 @@ def _load_from_tensorly(source: str) -> np.ndarray:
 
 
 def _suggestion(source: str) -> str:
-    known = f"known sources: {', '.join(SOURCES)}"
-    nearest = difflib.get_close_matches(str(source).lower(), SOURCES, n=1)
+    known = f"known: {', '.join(BUNDLED)}"
+    nearest = difflib.get_close_matches(str(source).lower(), BUNDLED, n=1)
     return f"did you mean '{nearest[0]}'? ({known})" if nearest else known
-
-
-def _refuse_foreign(
-    source: str, path: str | Path | None, equation: str | None, sizes: Mapping[str, int] | None
-) -> None:
-    for argument, value, owner in (
-        ("path", path, "file"),
-        ("equation", equation, "lowrank"),
-        ("sizes", sizes, "lowrank"),
-    ):
-        if value is not None and source != owner:
-            shown = dict(value) if isinstance(value, Mapping) else repr(str(value))
-            raise ArgumentError(argument, f"{shown} is read only with source={owner}; the source is {source}")

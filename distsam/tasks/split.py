@@ -23,7 +23,6 @@ def split_entries(
     entries: Entries,
     observed: float = 0.3,
     validation: float = 0.1,
-    split: str = "random",
     fibre_mode: int | None = None,
     seed: int = 0,
 ) -> Split:
@@ -36,9 +35,8 @@ def split_entries(
         entries: the entries to divide.
         observed: share of the units that is not held out, above 0 and at most 1.
         validation: share of the observed units, at least 0 and below 1.
-        split: `random` divides single entries; `fibres` keeps together all entries whose indices differ in
-            `fibre_mode` alone, so that no fibre is partly trained on.
-        fibre_mode: the mode that the fibres run along; for `fibres` only.
+        fibre_mode: None divides single entries. A mode keeps together all entries whose indices differ in that mode
+            alone (a fibre), so that no fibre is partly trained on.
         seed: of the division; nothing else, and no number of ranks, changes it.
 
     Raises:
@@ -48,11 +46,11 @@ def split_entries(
         raise ArgumentError("observed", f"is {observed}; it must be above 0 and at most 1")
     if not 0 <= validation < 1:
         raise ArgumentError("validation", f"is {validation}; it must be at least 0 and below 1")
-    unit_of_entry = _units(entries, split, fibre_mode)
+    unit_of_entry = _units(entries, fibre_mode)
     num_units = int(unit_of_entry.max()) + 1
     num_observed = round(observed * num_units)
     num_validation = round(validation * num_observed)
-    what = "entries" if split == "random" else "fibres"
+    what = "entries" if fibre_mode is None else "fibres"
     if num_observed - num_validation < 1:
         raise ArgumentError(
             "observed",
@@ -73,19 +71,13 @@ def split_entries(
     return Split(train=train, validation=chosen, heldout=heldout)
 
 
-def _units(entries: Entries, split: str, fibre_mode: int | None) -> np.ndarray:
+def _units(entries: Entries, fibre_mode: int | None) -> np.ndarray:
     """(N,) number of the unit that each entry belongs to; the units are 0, 1, ... without gaps."""
-    if split == "random":
-        if fibre_mode is not None:
-            raise ArgumentError("fibre_mode", f"{fibre_mode} is read only with split=fibres; the split is random")
-        return np.arange(len(entries))
-    if split != "fibres":
-        raise ArgumentError("split", f"{split!r} is unknown; it must be 'random' or 'fibres'")
-    last = len(entries.shape) - 1
     if fibre_mode is None:
-        raise ArgumentError("fibre_mode", f"is missing; split=fibres needs the mode that fibres run along, 0 to {last}")
-    if not 0 <= fibre_mode <= last:
-        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {last + 1} modes: it must be 0 to {last}")
+        return np.arange(len(entries))
+    order = len(entries.shape)
+    if not 0 <= fibre_mode < order:
+        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {order} modes: it must be 0 to {order - 1}")
     return _group_rows(np.delete(entries.indices, fibre_mode, axis=1))
 
 

@@ -16,12 +16,13 @@ from distsam.sharding import ShardPlan, World, make_mesh, plan_shards, shard
 from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import Entries
-from distsam.tasks.sources import load_source
+from distsam.tasks.files import read_entries
+from distsam.tasks.sources import load_bundled, lowrank
 from distsam.tasks.split import Split, split_entries
 from distsam.tasks.task import TaskContext
 from distsam.tensornet import NetworkSpec, TensorNetwork, core_networks, cp, tr, tt, tucker
 from distsam.tensornet.formats import einsum_of_shape
-from distsam.train.config import Config, NetworkConfig
+from distsam.train.config import Config, DataConfig, NetworkConfig
 from distsam.train.config_checks import split_method
 
 
@@ -60,17 +61,18 @@ def build_problem(config: Config) -> Problem:
     """
     data = config.data
     with _section("data"):
-        entries = load_source(
-            data.source,
-            data.path,
-            equation=data.equation,
-            sizes=data.sizes,
-            noise=data.noise,
-            seed=data.seed,
-        )
+        entries = _load(data)
         seed = config.run.seed
-        split = split_entries(entries, data.observed, data.validation, data.split, data.fibre_mode, seed=seed)
+        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, seed)
     return Problem(entries, split, build_spec(config.network, entries.shape))
+
+
+def _load(data: DataConfig) -> Entries:
+    if data.source == "file":
+        return read_entries(data.path or "")
+    if data.source == "lowrank":
+        return lowrank(data.equation or "", data.sizes or {}, noise=data.noise, seed=data.seed)
+    return load_bundled(data.source)
 
 
 def build_spec(network: NetworkConfig, shape: tuple[int, ...]) -> NetworkSpec:

@@ -50,6 +50,8 @@ def _check_data(config: Config) -> None:
         given, default = getattr(data, key), type(data).model_fields[key].default
         if data.source != "lowrank" and given != default:
             raise InputError(f"data.{key}: {given!r} is for data.source=lowrank; the source is {data.source}: {why}")
+    if data.split != "fibres" and data.fibre_mode is not None:
+        raise InputError(f"data.fibre_mode: {data.fibre_mode} is for data.split=fibres; the split is {data.split}")
     if data.split == "fibres" and data.fibre_mode is None:
         raise InputError("data.fibre_mode: is missing; data.split=fibres needs the mode that fibres run along")
 

@@ -15,7 +15,7 @@ def with_holes():
     return entries_from_dense(tensor)
 
 
-@pytest.mark.parametrize("how", [{}, {"split": "fibres", "fibre_mode": 1}])
+@pytest.mark.parametrize("how", [{}, {"fibre_mode": 1}])
 def test_the_three_parts_are_all_entries_once_and_ascending(how):
     entries = with_holes()
     parts = [*vars(split_entries(entries, 0.5, 0.2, **how)).values()]
@@ -44,7 +44,7 @@ def test_another_validation_share_leaves_the_heldout_entries_the_same():
 @pytest.mark.parametrize("mode", [0, 1, 2])
 def test_fibres_are_never_divided(mode):
     entries = with_holes()
-    split = split_entries(entries, 0.5, 0.2, split="fibres", fibre_mode=mode)
+    split = split_entries(entries, 0.5, 0.2, fibre_mode=mode)
     seen = []
     for part in (split.train, split.validation, split.heldout):
         others = np.delete(entries.indices[part], mode, axis=1)
@@ -54,7 +54,7 @@ def test_fibres_are_never_divided(mode):
 
 
 def test_fibre_shares_count_fibres():
-    split = split_entries(ENTRIES, observed=0.5, validation=0.2, split="fibres", fibre_mode=2)
+    split = split_entries(ENTRIES, observed=0.5, validation=0.2, fibre_mode=2)
     assert (len(split.train), len(split.validation), len(split.heldout)) == (48 * 5, 12 * 5, 60 * 5)
 
 
@@ -77,11 +77,8 @@ def test_everything_observed_leaves_no_heldout_entry():
             {"observed": 0.01, "validation": 0.01},
             ["validation: 0.01 of", "6 observed entries", "validate on"],
         ),
-        ({"split": "rows"}, ["split: 'rows'", "'random' or 'fibres'"]),
-        ({"split": "fibres"}, ["fibre_mode: is missing", "0 to 2"]),
-        ({"split": "fibres", "fibre_mode": 3}, ["fibre_mode: is 3", "0 to 2"]),
-        ({"split": "fibres", "fibre_mode": -1}, ["fibre_mode: is -1", "0 to 2"]),
-        ({"fibre_mode": 1}, ["fibre_mode: 1", "split=fibres"]),
+        ({"fibre_mode": 3}, ["fibre_mode: is 3", "0 to 2"]),
+        ({"fibre_mode": -1}, ["fibre_mode: is -1", "0 to 2"]),
     ],
 )
 def test_splits_that_cannot_be_are_refused_by_their_name(arguments, parts):
