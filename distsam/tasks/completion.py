@@ -60,8 +60,7 @@ class CompletionTask:
 
     Attributes:
         scaling: `Scaling` fitted on the training entries; mean 0, std 1 without `standardise`.
-        target_std: standard deviation of the training values as learnt, 1 where they are constant: what the
-            entries of a fresh network should have.
+        target_std: standard deviation of the training values as learnt, 1 where they are constant.
 
     Raises:
         ArgumentError: about the argument that is unknown, out of range, or does not fit the network.
@@ -104,7 +103,9 @@ class CompletionTask:
         seed, dtype, device = self.context.seed, self.context.dtype, self.context.device
         if self._init == "data":
             with renaming({"tensor": "init", "spec": "init"}):
-                return TensorNetwork.from_dense(self._seen(), self.spec, seed=seed, dtype=dtype, device=device)
+                return TensorNetwork.from_dense(
+                    self._training_values(), self.spec, seed=seed, dtype=dtype, device=device
+                )
         with renaming({"std": "init_std", "norms": "init_norms"}):
             return TensorNetwork(
                 self.spec,
@@ -138,7 +139,7 @@ class CompletionTask:
             batch: one of `microbatches`.
 
         Returns:
-            Scalar of the model's dtype.
+            Scalar.
         """
         return (model(batch.indices) - batch.targets).square().sum() * batch.factor
 
@@ -253,7 +254,7 @@ class CompletionTask:
         factor = self._sampler.mean_factor(count) if self._loss == "mean" else float(count * self.context.data_size)
         return [Piece(*self._load(self.split.train[own]), factor) for own in self._sampler.pieces(step, count)]
 
-    def _seen(self) -> Tensor:
+    def _training_values(self) -> Tensor:
         """The training entries as learnt, in a dense tensor that is NaN elsewhere."""
         dense = torch.full(self.entries.shape, float("nan"), dtype=torch.float64)
         train = self.split.train
@@ -282,8 +283,8 @@ class CompletionTask:
         scores = metric.compute()
         if scores.pop("count") != len(positions):
             raise RuntimeError(
-                f"{len(positions)} entries were to be judged by {context.data_size} data ranks, but not all were: "
-                f"the context's sum_over_ranks must sum over {context.data_size} ranks"
+                f"some of {len(positions)} entries were not judged: the context's sum_over_ranks must sum over "
+                f"{context.data_size} ranks"
             )
         return scores
 

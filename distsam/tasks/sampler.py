@@ -53,8 +53,10 @@ class Sampler:
         return [nth_part(own, n, count) for n in range(count)]
 
     def mean_factor(self, count: int) -> float:
-        """By what a sum over one of `count` pieces is multiplied, so that the mean over all pieces of all ranks is the
-        mean over the batch, however uneven the pieces are."""
+        """What a sum over one of `count` pieces is multiplied by, so that pieces of any size give the batch's mean.
+
+        The mean of these multiples over all pieces of all ranks is the mean over the batch.
+        """
         return count * self.context.data_size / (self.batch_size or self.num_examples)
 
 
