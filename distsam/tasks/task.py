@@ -110,6 +110,7 @@ class Task(Protocol):
         """Scores by name, "<part>/<column>", with the goal's key among them; the same on every rank.
 
         None where a score is undefined; a goal of None is no better and no worse than any other.
+        Called under `torch.no_grad()`.
         """
         ...
 
