@@ -23,6 +23,8 @@ _PUBLIC = {
     "SAM": "distsam.optim",
     "DAS": "distsam.optim",
     "BAR": "distsam.optim",
+    "Goal": "distsam.tasks.task",
+    "TaskContext": "distsam.tasks.task",
     "InputError": "distsam.errors",
     "TrainingDiverged": "distsam.errors",
 }

@@ -1,4 +1,4 @@
-"""Every collective that distsam itself issues; FSDP2, checkpoints and torchmetrics issue their own.
+"""Every collective that distsam itself issues; FSDP2 and checkpoints issue their own.
 
 Without a process group each function is the one-process case of the same claim.
 """

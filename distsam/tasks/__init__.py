@@ -1,1 +1,1 @@
-"""What is learnt, from which data. Import from the modules: sources, split, sampler, metrics, completion."""
+"""What is learnt, from which data. Import from the modules: task, completion, target, sampler, sources, ..."""

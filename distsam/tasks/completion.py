@@ -1,107 +1,150 @@
 """Learn the entries of a tensor that are missing from those that are known."""
 
+import hashlib
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsam.errors import InputError
-from distsam.tasks.entries import Entries, check_indices
+from distsam.errors import ArgumentError, InputError, renaming
+from distsam.tasks.entries import Entries, Origin, check_indices
 from distsam.tasks.metrics import SCORES, FitMetric
-from distsam.tasks.sampler import batch_positions, rank_slice
+from distsam.tasks.sampler import Sampler, nth_part
+from distsam.tasks.scaling import Scaling, mean_and_std
 from distsam.tasks.split import Split
+from distsam.tasks.task import Goal, Scores, TaskContext
+from distsam.tensornet import NetworkSpec, TensorNetwork
+
+PARTS = ("train", "validation", "heldout")
+GOAL = Goal(
+    key="validation/r2",
+    higher_is_better=True,
+    columns=("r2", "r2_uncentred", "rmse", "mae"),
+    headline=(("held-out R2", "heldout/r2"), ("held-out RMSE", "heldout/rmse")),
+)
 
 # Entries predicted at a time: bounds the (entries, bond) intermediates of the model, not the result.
 _CHUNK = 2**18
 # Below this many entries a full tensor is contracted at once, which is far faster than entry by entry.
 _DENSE_LIMIT = 2**26
-# A spread this small beside the mean is rounding of a constant.
-_ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """The affine map between values as given and values as learnt: given = mean + std * learnt; std > 0."""
+class Piece(NamedTuple):
+    """One micro-batch: (B, order) indices, (B,) values as learnt, and by what their summed loss is multiplied."""
 
-    mean: float
-    std: float
+    indices: Tensor
+    targets: Tensor
+    factor: float
 
 
 class CompletionTask:
-    """Loss, metrics and predictions of tensor completion, for one rank of many.
+    """Tensor completion by a network, for one data rank of many.
 
     A model is called as `model(indices)` with (B, order) int64 and gives (B,) values as learnt. A sharded
     model may run collectives in there, so every method makes equally many calls on every rank.
 
     Args:
+        context: seed of batches and start, data rank and size, where and in what the model computes.
         entries: all known entries, the same on every rank.
         split: positions into `entries`, the same on every rank.
-        batch_size: entries in the global batch of a step; None takes all training entries in every step.
-        loss: `mean` or `sum` of squared errors over the global batch, on the scale as learnt.
+        spec: the network, of the shape of the tensor.
+        batch_size: entries in the batch of a step over all ranks; None takes all training entries in every step.
+        loss: `mean` or `sum` of squared errors over that batch, on the scale as learnt.
         standardise: learn values of mean 0 and standard deviation 1, measured on the training entries alone.
-        seed: of the minibatches.
-        rank, world_size: this process and their number; global batch and metrics are divided over them.
-        device, dtype: where the model computes, and in what.
+        init: `gaussian` draws the start, `data` decomposes the training entries (`TensorNetwork.from_dense`).
+        init_std: root mean square of the entries of a gaussian start; None takes that of the values as learnt.
+        init_norms: ratios of the core norms of a gaussian start, one a core; None makes them equal.
 
     Attributes:
         scaling: `Scaling` fitted on the training entries; mean 0, std 1 without `standardise`.
-        target_std: standard deviation of the training values as learnt, 1 where they are constant: what the
-            entries of a fresh network should have.
+        target_std: standard deviation of the training values as learnt, 1 where they are constant.
 
     Raises:
-        InputError: `loss` unknown, or `batch_size` not between 1 and the number of training entries.
+        ArgumentError: about the argument that is unknown, out of range, or does not fit the network.
     """
+
+    goal = GOAL
 
     def __init__(
         self,
+        context: TaskContext,
         entries: Entries,
         split: Split,
+        spec: NetworkSpec,
         *,
         batch_size: int | None = None,
         loss: str = "mean",
         standardise: bool = True,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        init: str = "gaussian",
+        init_std: float | None = None,
+        init_norms: Sequence[float] | None = None,
     ) -> None:
-        _check_arguments(loss, batch_size, len(split.train))
-        self.entries, self.split = entries, split
-        validation = entries.values[split.validation]
-        # Of no value, or of equal ones, R2 is undefined: there is nothing to choose weights by.
-        self.has_validation_r2 = validation.size > 0 and bool(validation.min() < validation.max())
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank, self.world_size = rank, world_size
-        self.device, self.dtype = torch.device(device), dtype
-        mean, std = _spread(entries.values[split.train])
-        self.scaling = Scaling(mean, std) if standardise else Scaling(0.0, 1.0)
+        _check_word("loss", loss, ("mean", "sum"))
+        _check_word("init", init, ("gaussian", "data"))
+        if spec.shape != entries.shape:
+            raise ArgumentError("spec", f"is a network of shape {spec.shape}; the tensor has {entries.shape}")
+        self.context, self.entries, self.split, self.spec = context, entries, split, spec
+        self._sampler = Sampler(len(split.train), batch_size, context)
+        self._loss, self._init, self._init_std, self._init_norms = loss, init, init_std, init_norms
+        mean, std = mean_and_std(entries.values[split.train])
+        self.scaling = Scaling(mean, std) if standardise else Scaling()
         self.target_std = std / self.scaling.std
-        # Gradients are averaged over ranks, not summed: the average of the local losses is the global loss.
-        self._loss_factor = world_size / ((batch_size or len(split.train)) if loss == "mean" else 1)
-        self._batch: tuple[int, Tensor, Tensor] | None = None
+        self._full_batch: list[Piece] = []
 
-    def loss(self, model: nn.Module, step: int) -> Tensor:
-        """This rank's part of the loss of a step; the average over ranks is the global loss.
+    def build_model(self) -> TensorNetwork:
+        """The network at its start, whole, on the context's device.
 
-        A rank without entries in the batch returns a zero that still depends on the model: its backward pass
-        gives zero gradients and joins whatever collectives the others run.
+        Raises:
+            ArgumentError: `init`, `init_std` or `init_norms` gives no start for this network and data.
+        """
+        seed, dtype, device = self.context.seed, self.context.dtype, self.context.device
+        if self._init == "data":
+            with renaming({"tensor": "init", "spec": "init"}):
+                return TensorNetwork.from_dense(
+                    self._training_values(), self.spec, seed=seed, dtype=dtype, device=device
+                )
+        with renaming({"std": "init_std", "norms": "init_norms"}):
+            return TensorNetwork(
+                self.spec,
+                std=self.target_std if self._init_std is None else self._init_std,
+                norms=self._init_norms,
+                generator=torch.Generator().manual_seed(seed),
+                dtype=dtype,
+                device=device,
+            )
+
+    def microbatches(self, step: int, count: int) -> Sequence[Piece]:
+        """This rank's entries of a step in `count` pieces, on the device; see `Task`.
+
+        Raises:
+            ArgumentError: about "accumulate": `count` does not divide `batch_size`.
+        """
+        if self._sampler.batch_size is not None:
+            return self._load_pieces(step, count)
+        if len(self._full_batch) != count:  # the same entries in every step: they stay on the device
+            self._full_batch = self._load_pieces(step, count)
+        return self._full_batch
+
+    def loss(self, model: nn.Module, batch: Piece) -> Tensor:
+        """Squared errors of one piece; the mean over pieces and ranks is the loss of the step.
+
+        A piece without entries gives a zero that still depends on the model: its backward pass gives zero gradients
+        and joins whatever collectives the other ranks run.
 
         Args:
             model: gives values as learnt.
-            step: chooses the minibatch; calls with the same step see the same entries.
+            batch: one of `microbatches`.
 
         Returns:
-            Scalar of the model's dtype.
+            Scalar.
         """
-        indices, targets = self._batch_of(step)
-        return (model(indices) - targets).square().sum() * self._loss_factor
+        return (model(batch.indices) - batch.targets).square().sum() * batch.factor
 
     @torch.no_grad()
-    def evaluate(self, model: nn.Module) -> dict[str, float | None]:
+    def evaluate(self, model: nn.Module) -> Scores:
         """Fit on each part of the split, in the unit of the data, the same on every rank.
 
         Returns:
@@ -109,14 +152,14 @@ class CompletionTask:
             `heldout`. None throughout for an empty part; None for an R2 whose total sum of squares is 0. The
             scores of a model that diverged stay nan or inf.
 
-        Collectives: one gather of 6 float64 for each part that is not empty, and whatever the model's forward
-            runs; every rank calls it.
+        Collectives: one sum of 6 float64 over the data ranks for each part that is not empty, and whatever the
+            model's forward runs; every rank calls it.
 
         Raises:
-            RuntimeError: world_size > 1 and there is no process group of that size.
+            RuntimeError: the context's `sum_over_ranks` does not sum over its `data_size` ranks.
         """
-        scores = {}
-        for part in ("train", "validation", "heldout"):
+        scores: Scores = {}
+        for part in PARTS:
             for name, value in self._score(model, getattr(self.split, part)).items():
                 scores[f"{part}/{name}"] = value
         return scores
@@ -133,10 +176,10 @@ class CompletionTask:
             (N,) float64.
 
         Raises:
-            InputError: a row of `indices` is no entry of the tensor.
+            ArgumentError: a row of `indices` is no entry of the tensor.
         """
         given = indices.cpu().numpy() if isinstance(indices, Tensor) else np.asarray(indices)
-        rows = check_indices(given, self.entries.shape, "indices")
+        rows = check_indices(given, self.entries.shape, Origin("indices"))
         predicted = np.empty(len(rows))
         for start in range(0, len(rows), _CHUNK):
             predicted[start : start + _CHUNK] = self._predict(model, rows[start : start + _CHUNK]).cpu().numpy()
@@ -163,7 +206,7 @@ class CompletionTask:
         size = math.prod(shape)
         dense = getattr(model, "dense", None)
         if dense is not None and size < _DENSE_LIMIT:
-            filled = self._restore(dense()).cpu().numpy()
+            filled = self.scaling.given(dense()).cpu().numpy()
         else:
             filled = _allocate(shape)
             flat = filled.reshape(-1)
@@ -175,45 +218,78 @@ class CompletionTask:
             filled[tuple(self.entries.indices.T)] = self.entries.values
         return filled
 
-    def _batch_of(self, step: int) -> tuple[Tensor, Tensor]:
-        """This rank's slice, on the device: a full batch for good, a minibatch for the passes of one step."""
-        step = 0 if self.batch_size is None else step
-        if self._batch is None or self._batch[0] != step:
-            train = self.split.train
-            if self.batch_size is not None:
-                train = train[batch_positions(step, len(train), self.batch_size, self.seed)]
-            self._batch = (step, *self._load(rank_slice(train, self.rank, self.world_size)))
-        return self._batch[1:]
+    def describe(self) -> str:
+        """Format and size of the network, and the number of entries in each part."""
+        shape = " x ".join(str(size) for size in self.spec.shape)
+        train, validation, heldout = (len(getattr(self.split, part)) for part in PARTS)
+        return (
+            f"{self.spec.format} network of {shape}, {self.spec.num_parameters} parameters; "
+            f"{train} training, {validation} validation, {heldout} held-out entries"
+        )
+
+    def warnings(self) -> Iterator[str]:
+        """Values that leave nothing to learn, or nothing to choose weights by."""
+        train, validation = (self.entries.values[part] for part in (self.split.train, self.split.validation))
+        if train.min() == train.max():
+            yield f"all {len(train)} training values are {train[0]:g}: there is nothing to learn, and R2 means nothing"
+        elif validation.size and validation.min() == validation.max():
+            yield (
+                f"all {len(validation)} validation values are {validation[0]:g}: R2 is undefined there, so the last "
+                "weights are taken, and training never ends early; validate on more entries"
+            )
+
+    def identity(self) -> str:
+        """Hexadecimal digest of the entries and of the part that each is in."""
+        digest = hashlib.sha256(self.entries.sha256().encode())
+        for part in PARTS:
+            digest.update(part.encode() + getattr(self.split, part).tobytes())
+        return digest.hexdigest()
+
+    def num_values(self) -> int:
+        """Number of training entries."""
+        return len(self.split.train)
+
+    def _load_pieces(self, step: int, count: int) -> list[Piece]:
+        # The mean over pieces and ranks of these multiples is the mean, or the sum, over the batch.
+        factor = self._sampler.mean_factor(count) if self._loss == "mean" else float(count * self.context.data_size)
+        return [Piece(*self._load(self.split.train[own]), factor) for own in self._sampler.pieces(step, count)]
+
+    def _training_values(self) -> Tensor:
+        """The training entries as learnt, in a dense tensor that is NaN elsewhere."""
+        dense = torch.full(self.entries.shape, float("nan"), dtype=torch.float64)
+        train = self.split.train
+        values = self.scaling.learnt(self.entries.values[train])
+        dense[tuple(torch.from_numpy(self.entries.indices[train].T))] = torch.from_numpy(values)
+        return dense
 
     def _load(self, positions: np.ndarray) -> tuple[Tensor, Tensor]:
         """Indices and values as learnt of these entries, on the device."""
-        learnt = (self.entries.values[positions] - self.scaling.mean) / self.scaling.std
-        indices = torch.from_numpy(self.entries.indices[positions]).to(self.device)
-        return indices, torch.from_numpy(learnt).to(self.device, self.dtype)
+        learnt = self.scaling.learnt(self.entries.values[positions])
+        indices = torch.from_numpy(self.entries.indices[positions]).to(self.context.device)
+        return indices, torch.from_numpy(learnt).to(self.context.device, self.context.dtype)
 
     def _score(self, model: nn.Module, positions: np.ndarray) -> dict[str, float | None]:
         if not len(positions):
             return dict.fromkeys(SCORES)
-        metric = FitMetric(float(self.entries.values[positions].mean()), sync=self.world_size > 1).to(self.device)
-        own = rank_slice(positions, self.rank, self.world_size)
-        # As many calls as the rank with the largest slice makes: in a sharded model each is a collective.
-        for start in range(0, math.ceil(len(positions) / self.world_size), _CHUNK):
+        context = self.context
+        centre = float(self.entries.values[positions].mean())
+        metric = FitMetric(centre, context.sum_over_ranks, context.device)
+        own = nth_part(positions, context.data_rank, context.data_size)
+        # As many calls as the rank with the largest part makes: in a sharded model each is a collective.
+        for start in range(0, math.ceil(len(positions) / context.data_size), _CHUNK):
             taken = own[start : start + _CHUNK]
-            values = torch.from_numpy(self.entries.values[taken]).to(self.device)
+            values = torch.from_numpy(self.entries.values[taken]).to(context.device)
             metric.update(self._predict(model, self.entries.indices[taken]), values)
         scores = metric.compute()
         if scores.pop("count") != len(positions):
             raise RuntimeError(
-                f"{len(positions)} entries were to be judged by {self.world_size} ranks, but not all were: "
-                f"start a process group of {self.world_size} ranks, or use world_size=1"
+                f"some of {len(positions)} entries were not judged: the context's sum_over_ranks must sum over "
+                f"{context.data_size} ranks"
             )
         return scores
 
     def _predict(self, model: nn.Module, rows: np.ndarray) -> Tensor:
-        return self._restore(model(torch.from_numpy(rows).to(self.device)))
-
-    def _restore(self, learnt: Tensor) -> Tensor:
-        return learnt.double() * self.scaling.std + self.scaling.mean
+        return self.scaling.given(model(torch.from_numpy(rows).to(self.context.device)))
 
 
 def _allocate(shape: tuple[int, ...]) -> np.ndarray:
@@ -227,17 +303,6 @@ def _allocate(shape: tuple[int, ...]) -> np.ndarray:
         ) from error
 
 
-def _check_arguments(loss: str, batch_size: int | None, num_train: int) -> None:
-    if loss not in ("mean", "sum"):
-        raise InputError(f"train.loss={loss!r} is unknown; it must be 'mean' or 'sum'")
-    if batch_size is not None and not 1 <= batch_size <= num_train:
-        raise InputError(
-            f"train.batch_size={batch_size}; it must be 1 to {num_train}, the number of training entries, "
-            "or null for all of them"
-        )
-
-
-def _spread(values: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation; the latter 1 where values are constant, so that dividing is harmless."""
-    mean, std = float(values.mean()), float(values.std())
-    return mean, std if std > _ROUNDING * abs(mean) else 1.0
+def _check_word(argument: str, word: str, known: Sequence[str]) -> None:
+    if word not in known:
+        raise ArgumentError(argument, f"{word!r} is unknown; it must be {' or '.join(map(repr, known))}")

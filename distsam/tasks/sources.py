@@ -1,15 +1,14 @@
-"""Names for tensors with holes: four that come with tensorly, the user's file, a synthetic low-rank one."""
+"""Tensors to complete beside the user's own files: four that come with tensorly, and a synthetic low-rank one."""
 
 import difflib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
-from distsam.errors import InputError
-from distsam.tasks.entries import Entries, entries_from_dense
-from distsam.tasks.files import read_entries
+from distsam.errors import ArgumentError
+from distsam.tasks.entries import Entries, Origin, entries_from_dense
+from distsam.tensornet.equation import check_sizes, read_equation
 
 _TENSORLY_LOADERS = {
     "covid19_serology": "load_covid19_serology",
@@ -17,42 +16,21 @@ _TENSORLY_LOADERS = {
     "kinetic": "load_kinetic",
     "indian_pines": "load_indian_pines",
 }
-SOURCES = (*_TENSORLY_LOADERS, "file", "lowrank")
+BUNDLED = tuple(_TENSORLY_LOADERS)
 
 
-def load_source(
-    source: str,
-    path: str | Path | None = None,
-    *,
-    equation: str | None = None,
-    sizes: Mapping[str, int] | None = None,
-    noise: float = 0.0,
-    seed: int = 0,
-) -> Entries:
-    """The known entries of the tensor of this name; nothing is downloaded.
+def load_bundled(source: str) -> Entries:
+    """The known entries of a tensor that comes with tensorly; nothing is downloaded.
 
     Args:
-        source: one of `SOURCES`.
-        path: the .npy or .npz file; for source `file` only.
-        equation, sizes: for source `lowrank` only: the einsum of its cores and the size of each letter.
-        noise, seed: see `lowrank`; other sources ignore them.
+        source: one of `BUNDLED`.
 
     Raises:
-        InputError: unknown source, an argument that belongs to another source, or a file that cannot be used.
+        ArgumentError: about "source": there is none of that name.
     """
-    if source not in SOURCES:
-        raise InputError(f"data.source={source!r} is unknown; {_suggestion(source)}")
-    _refuse_foreign(source, path, equation, sizes)
-    if source == "file":
-        if path is None:
-            raise InputError("data.path is not set; data.source=file needs the path of a .npy or .npz file")
-        return read_entries(path)
-    if source == "lowrank":
-        if equation is None or sizes is None:
-            missing = "data.equation" if equation is None else "data.sizes"
-            raise InputError(f"{missing} is not set; data.source=lowrank needs data.equation and data.sizes")
-        return lowrank(equation, sizes, noise=noise, seed=seed)
-    return entries_from_dense(_load_from_tensorly(source), name=source, origin=f"data.source={source}")
+    if source not in BUNDLED:
+        raise ArgumentError("source", f"{source!r} is unknown; {_suggestion(source)}")
+    return entries_from_dense(_load_from_tensorly(source), name=source, origin=Origin("source", source))
 
 
 def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed: int = 0) -> Entries:
@@ -68,19 +46,22 @@ def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed
         All entries; none is missing.
 
     Raises:
-        InputError: the equation is no einsum of single letters, a size is missing or below 1, or noise < 0.
+        ArgumentError: the equation is no einsum of single letters, a size is missing or below 1, or noise < 0.
     """
-    inputs, output = _parse_equation(equation, sizes)
+    cores, modes = read_equation(equation)
+    if len(modes) < 2:
+        raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; a tensor needs at least 2")
+    check_sizes(equation, sizes)
     if not (math.isfinite(noise) and noise >= 0):
-        raise InputError(f"data.noise={noise}; it must be a finite number, 0 or more")
+        raise ArgumentError("noise", f"is {noise}; it must be a finite number, 0 or more")
     rng = np.random.default_rng(seed)
-    cores = [rng.standard_normal([sizes[letter] for letter in core]) for core in inputs]
-    target = np.einsum(equation, *cores, optimize=True)
+    factors = [rng.standard_normal([sizes[letter] for letter in core]) for core in cores]
+    target = np.einsum(equation, *factors, optimize=True)
     spread = float(target.std())
     if spread == 0.0:
-        raise InputError(f"data.sizes={dict(sizes)} gives a tensor of one entry; at least two are needed")
-    target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in output])
-    return entries_from_dense(target, name="lowrank", origin="data.source=lowrank")
+        raise ArgumentError("sizes", f"{dict(sizes)} gives a tensor of one entry; at least two are needed")
+    target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
+    return entries_from_dense(target, name="lowrank", origin=Origin("source", "lowrank"))
 
 
 def _load_from_tensorly(source: str) -> np.ndarray:
@@ -95,48 +76,6 @@ def _load_from_tensorly(source: str) -> np.ndarray:
 
 
 def _suggestion(source: str) -> str:
-    known = f"known sources: {', '.join(SOURCES)}"
-    nearest = difflib.get_close_matches(str(source).lower(), SOURCES, n=1)
+    known = f"known: {', '.join(BUNDLED)}"
+    nearest = difflib.get_close_matches(str(source).lower(), BUNDLED, n=1)
     return f"did you mean '{nearest[0]}'? ({known})" if nearest else known
-
-
-def _refuse_foreign(
-    source: str, path: str | Path | None, equation: str | None, sizes: Mapping[str, int] | None
-) -> None:
-    for key, value, owner in (
-        ("data.path", path, "file"),
-        ("data.equation", equation, "lowrank"),
-        ("data.sizes", sizes, "lowrank"),
-    ):
-        if value is not None and source != owner:
-            shown = dict(value) if isinstance(value, Mapping) else repr(str(value))
-            raise InputError(f"{key}={shown} is read only with data.source={owner}; the source is {source}")
-
-
-def _parse_equation(equation: str, sizes: Mapping[str, int]) -> tuple[list[str], str]:
-    left, arrow, output = equation.replace(" ", "").partition("->")
-    inputs = left.split(",")
-    letters = "".join(inputs) + output
-    if not arrow or not all(inputs) or not (letters.isascii() and letters.isalpha()):
-        raise InputError(f"data.equation={equation!r} is no einsum of cores; write it like 'ia,ab,bj->ij'")
-    for core in (*inputs, output):
-        if len(set(core)) < len(core):
-            raise InputError(f"data.equation={equation!r} repeats a letter within '{core}'; each may stand there once")
-    for letter in output:
-        if letter not in left:
-            raise InputError(f"data.equation={equation!r}: mode '{letter}' is in no core; each mode needs a core")
-    if len(output) < 2:
-        raise InputError(f"data.equation={equation!r} has {len(output)} modes after '->'; a tensor needs at least 2")
-    _check_sizes(equation, set(letters), sizes)
-    return inputs, output
-
-
-def _check_sizes(equation: str, letters: set[str], sizes: Mapping[str, int]) -> None:
-    for letter in sorted(letters):
-        if letter not in sizes:
-            raise InputError(f"data.sizes={dict(sizes)} lacks '{letter}', which data.equation={equation!r} uses")
-    for letter, size in sizes.items():
-        if letter not in letters:
-            raise InputError(f"data.sizes has '{letter}', which data.equation={equation!r} does not use")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InputError(f"data.sizes: '{letter}' is {size!r}; it must be an integer, 1 or more")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries
 
 _TRAIN, _VALIDATION, _HELDOUT = range(3)
@@ -23,8 +23,7 @@ def split_entries(
     entries: Entries,
     observed: float = 0.3,
     validation: float = 0.1,
-    how: str = "random",
-    mode: int | None = None,
+    fibre_mode: int | None = None,
     seed: int = 0,
 ) -> Split:
     """Holds out a share of the entries, then sets a share of the observed ones apart for validation.
@@ -36,32 +35,32 @@ def split_entries(
         entries: the entries to divide.
         observed: share of the units that is not held out, above 0 and at most 1.
         validation: share of the observed units, at least 0 and below 1.
-        how: `random` divides single entries; `fibres` keeps together all entries whose indices differ in
-            `mode` alone, so that no fibre is partly trained on.
-        mode: the mode that the fibres run along; for `fibres` only.
+        fibre_mode: None divides single entries. A mode keeps together all entries whose indices differ in that mode
+            alone (a fibre), so that no fibre is partly trained on.
         seed: of the division; nothing else, and no number of ranks, changes it.
 
     Raises:
-        InputError: an argument out of range, no training entry left, or no validation entry though asked for.
+        ArgumentError: an argument out of range, no training entry left, or no validation entry though asked for.
     """
     if not 0 < observed <= 1:
-        raise InputError(f"data.observed={observed}; it must be above 0 and at most 1")
+        raise ArgumentError("observed", f"is {observed}; it must be above 0 and at most 1")
     if not 0 <= validation < 1:
-        raise InputError(f"data.validation={validation}; it must be at least 0 and below 1")
-    unit_of_entry = _units(entries, how, mode)
+        raise ArgumentError("validation", f"is {validation}; it must be at least 0 and below 1")
+    unit_of_entry = _units(entries, fibre_mode)
     num_units = int(unit_of_entry.max()) + 1
     num_observed = round(observed * num_units)
     num_validation = round(validation * num_observed)
-    what = "entries" if how == "random" else "fibres"
+    what = "entries" if fibre_mode is None else "fibres"
     if num_observed - num_validation < 1:
-        raise InputError(
-            f"data.observed={observed} and data.validation={validation} leave nothing of {num_units} {what} "
-            "to train on; raise data.observed or lower data.validation"
+        raise ArgumentError(
+            "observed",
+            f"{observed} with validation={validation} leaves nothing of {num_units} {what} to train on; raise observed "
+            "or lower validation",
         )
     if validation > 0 and num_validation < 1:
-        raise InputError(
-            f"data.validation={validation} of {num_observed} observed {what} leaves none to validate on; "
-            "raise it, or set it to 0"
+        raise ArgumentError(
+            "validation",
+            f"{validation} of {num_observed} observed {what} leaves none to validate on; raise it, or set it to 0",
         )
     order = np.random.default_rng(seed).permutation(num_units)
     part = np.full(num_units, _HELDOUT, dtype=np.int8)
@@ -72,20 +71,14 @@ def split_entries(
     return Split(train=train, validation=chosen, heldout=heldout)
 
 
-def _units(entries: Entries, how: str, mode: int | None) -> np.ndarray:
+def _units(entries: Entries, fibre_mode: int | None) -> np.ndarray:
     """(N,) number of the unit that each entry belongs to; the units are 0, 1, ... without gaps."""
-    if how == "random":
-        if mode is not None:
-            raise InputError(f"data.fibre_mode={mode} is read only with data.split=fibres; the split is random")
+    if fibre_mode is None:
         return np.arange(len(entries))
-    if how != "fibres":
-        raise InputError(f"data.split={how!r} is unknown; it must be 'random' or 'fibres'")
-    last = len(entries.shape) - 1
-    if mode is None:
-        raise InputError(f"data.fibre_mode is not set; data.split=fibres needs a mode, 0 to {last}")
-    if not 0 <= mode <= last:
-        raise InputError(f"data.fibre_mode={mode}; the tensor has {last + 1} modes, so it must be 0 to {last}")
-    return _group_rows(np.delete(entries.indices, mode, axis=1))
+    order = len(entries.shape)
+    if not 0 <= fibre_mode < order:
+        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {order} modes: it must be 0 to {order - 1}")
+    return _group_rows(np.delete(entries.indices, fibre_mode, axis=1))
 
 
 def _group_rows(rows: np.ndarray) -> np.ndarray:

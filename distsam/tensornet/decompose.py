@@ -15,7 +15,7 @@ from tensorly.tt_tensor import TTTensor
 from tensorly.tucker_tensor import TuckerTensor
 from torch import Tensor
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tensornet import formats
 from distsam.tensornet.spec import NetworkSpec
 
@@ -39,18 +39,19 @@ def decompose(tensor: Tensor | np.ndarray, spec: NetworkSpec, *, seed: int = 0) 
         K float64 tensors on CPU.
 
     Raises:
-        InputError: the format has no decomposition, the tensor is not real, the shapes differ, an entry is infinite,
+        ArgumentError: the format has no decomposition, the tensor is not real, the shapes differ, an entry is infinite,
             or all are missing or zero.
     """
     if spec.format not in _DECOMPOSITIONS:
-        raise InputError(f"format {spec.format!r} has no decomposition; it must be one of {', '.join(_DECOMPOSITIONS)}")
+        known = ", ".join(_DECOMPOSITIONS)
+        raise ArgumentError("spec", f"is of format {spec.format!r}, which has no decomposition; use one of {known}")
     array = _real_array(tensor)
     if array.shape != spec.shape:
-        raise InputError(f"tensor of shape {array.shape}; this network has {spec.shape}")
+        raise ArgumentError("tensor", f"has shape {array.shape}; this network has {spec.shape}")
     present = ~np.isnan(array)
     if np.isinf(array).any() or not np.any(array[present]):
-        raise InputError(
-            "tensor is infinite somewhere, or nothing but zeros and missing entries; it cannot be decomposed"
+        raise ArgumentError(
+            "tensor", "cannot be decomposed: it is infinite somewhere, or nothing but zeros and missing entries"
         )
     with tensorly.backend_context("numpy", local_threadsafe=True):
         # tensorly's own way to a seed takes 32 bits.
@@ -63,7 +64,7 @@ def _real_array(tensor: Tensor | np.ndarray) -> np.ndarray:
     is_complex = tensor.is_complex() if isinstance(tensor, Tensor) else np.asarray(tensor).dtype.kind not in "fiub"
     if is_complex:
         kind = tensor.dtype if isinstance(tensor, Tensor) else np.asarray(tensor).dtype
-        raise InputError(f"tensor of dtype {kind}; it must be real numbers (float, integer or bool)")
+        raise ArgumentError("tensor", f"has dtype {kind}; it must be real numbers (float, integer or bool)")
     return tensor.detach().cpu().double().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor, np.float64)
 
 
@@ -71,7 +72,7 @@ def equalise_norms(cores: Sequence[Tensor]) -> list[Tensor]:
     """Each core times its own positive factor, the product of all being 1, so that all norms are equal."""
     norms = [float(torch.linalg.vector_norm(core)) for core in cores]
     if min(norms) == 0:
-        raise InputError("the decomposition has a core of zeros; its norms cannot be made equal")
+        raise ArgumentError("tensor", "its decomposition has a core of zeros; the core norms cannot be made equal")
     mean = exp(sum(log(norm) for norm in norms) / len(norms))
     return [core * (mean / norm) for core, norm in zip(cores, norms, strict=True)]
 
@@ -132,7 +133,7 @@ def to_tensorly(spec: NetworkSpec, cores: Sequence[Tensor]) -> Any:
         unless the user has set another. bfloat16, which numpy lacks, becomes float32.
 
     Raises:
-        InputError: tensorly has no object for this format.
+        ArgumentError: tensorly has no object for this format.
     """
     arrays = [_to_backend(core) for core in cores]
     if spec.format == "cp":
@@ -145,7 +146,8 @@ def to_tensorly(spec: NetworkSpec, cores: Sequence[Tensor]) -> Any:
         return TTTensor([ends[0], *arrays[1:-1], ends[1]])
     if spec.format == "tr":
         return TRTensor(arrays)
-    raise InputError(f"format {spec.format!r} has no tensorly object; it must be one of {', '.join(_DECOMPOSITIONS)}")
+    known = ", ".join(_DECOMPOSITIONS)
+    raise ArgumentError("spec", f"is of format {spec.format!r}, which has no tensorly object; use one of {known}")
 
 
 def _to_backend(core: Tensor) -> Any:
@@ -159,7 +161,7 @@ def from_tensorly(decomposition: Any) -> tuple[NetworkSpec, list[Tensor]]:
     The cores are copied as they are: their norms are not made equal.
 
     Raises:
-        InputError: it is none of the four, or its ranks are larger than its shape allows.
+        ArgumentError: it is none of the four, or its ranks are larger than its shape allows.
     """
     if isinstance(decomposition, CPTensor):
         weights, factors = decomposition
@@ -177,9 +179,8 @@ def from_tensorly(decomposition: Any) -> tuple[NetworkSpec, list[Tensor]]:
         if isinstance(decomposition, TRTensor):
             return formats.tr(shape, lefts), cores
         return formats.tt(shape, lefts[1:]), [cores[0].squeeze(0), *cores[1:-1], cores[-1].squeeze(-1)]
-    raise InputError(
-        f"decomposition is a {type(decomposition).__name__}; it must be a CPTensor, TuckerTensor, TTTensor or TRTensor"
-    )
+    kind = type(decomposition).__name__
+    raise ArgumentError("decomposition", f"is a {kind}; it must be a CPTensor, TuckerTensor, TTTensor or TRTensor")
 
 
 def _to_torch(array: Any) -> Tensor:

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError, renaming
 from distsam.tensornet.arguments import checked_list, checked_size, is_list
+from distsam.tensornet.equation import check_sizes, read_equation
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -17,13 +18,13 @@ def cp(shape: Sequence[int], bond_dim: int) -> NetworkSpec:
         bond_dim: r, at most the product of all modes but the largest.
 
     Raises:
-        InputError: a size is no integer of at least 1, or the bond is larger than the tensor allows.
+        ArgumentError: a size is no integer of at least 1, or the bond is larger than the tensor allows.
     """
     shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
     sizes["r"] = checked_size(bond_dim, "bond_dim")
     modes = _mode_names(shape)
-    return _spec("cp", [(mode, "r") for mode in modes], modes, sizes, _names("factor", modes))
+    return _spec("cp", [(mode, "r") for mode in modes], modes, sizes, _names("factor", modes), "bond_dim")
 
 
 def tucker(shape: Sequence[int], ranks: Sequence[int]) -> NetworkSpec:
@@ -34,7 +35,7 @@ def tucker(shape: Sequence[int], ranks: Sequence[int]) -> NetworkSpec:
         ranks: r_0..r_{d-1}; each at most its mode and at most the product of the other ranks.
 
     Raises:
-        InputError: a size is no integer of at least 1, or a rank is larger than the tensor allows.
+        ArgumentError: a size is no integer of at least 1, or a rank is larger than the tensor allows.
     """
     shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
@@ -43,7 +44,7 @@ def tucker(shape: Sequence[int], ranks: Sequence[int]) -> NetworkSpec:
     bonds = tuple(f"r{k}" for k in range(len(shape)))
     sizes.update(zip(bonds, ranks, strict=True))
     cores = [bonds, *zip(modes, bonds, strict=True)]
-    return _spec("tucker", cores, modes, sizes, ("central", *_names("factor", modes)))
+    return _spec("tucker", cores, modes, sizes, ("central", *_names("factor", modes)), "ranks")
 
 
 def tt(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
@@ -54,7 +55,7 @@ def tt(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
         bond_dim: one size for all d - 1 bonds, or their list (b_1..b_{d-1}).
 
     Raises:
-        InputError: a size is no integer of at least 1, or a bond is larger than the tensor allows.
+        ArgumentError: a size is no integer of at least 1, or a bond is larger than the tensor allows.
     """
     shape = checked_list(shape, "shape")
     sizes = _mode_sizes(shape)
@@ -63,7 +64,7 @@ def tt(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
     sizes.update(zip(bonds, _size_list(bond_dim, "bond_dim", len(bonds)), strict=True))
     lefts, rights = ((), *((b,) for b in bonds)), (*((b,) for b in bonds), ())
     cores = [(*left, mode, *right) for left, mode, right in zip(lefts, modes, rights, strict=True)]
-    return _spec("tt", cores, modes, sizes, _names("core", modes))
+    return _spec("tt", cores, modes, sizes, _names("core", modes), "bond_dim")
 
 
 def tr(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
@@ -74,7 +75,7 @@ def tr(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
         bond_dim: one size for all d bonds, or their list (b_0..b_{d-1}).
 
     Raises:
-        InputError: a size is no integer of at least 1, or two bonds of a core together exceed what the tensor
+        ArgumentError: a size is no integer of at least 1, or two bonds of a core together exceed what the tensor
             allows (the product of the other modes).
     """
     shape = checked_list(shape, "shape")
@@ -86,11 +87,12 @@ def tr(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
     for left, mode, right in cores:
         largest_allowed = prod(sizes[other] for other in modes if other != mode)
         if sizes[left] * sizes[right] > largest_allowed:
-            raise InputError(
-                f"bond_dim: bonds {left!r} and {right!r} have sizes {sizes[left]} and {sizes[right]}, larger than "
-                f"the tensor allows; their product must be at most {largest_allowed}"
+            raise ArgumentError(
+                "bond_dim",
+                f"bonds {left!r} and {right!r} have sizes {sizes[left]} and {sizes[right]}, larger than "
+                f"the tensor allows; their product must be at most {largest_allowed}",
             )
-    return _spec("tr", cores, modes, sizes, _names("core", modes))
+    return _spec("tr", cores, modes, sizes, _names("core", modes), "bond_dim")
 
 
 def einsum_network(equation: str, sizes: Mapping[str, int]) -> NetworkSpec:
@@ -102,29 +104,48 @@ def einsum_network(equation: str, sizes: Mapping[str, int]) -> NetworkSpec:
         sizes: the size of every letter.
 
     Raises:
-        InputError: the equation cannot be read, an index stands twice in one core, a mode is in no core, sizes
+        ArgumentError: the equation cannot be read, an index stands twice in one core, a mode is in no core, sizes
             and equation disagree, or a bond is larger than the tensor allows.
     """
-    if not isinstance(equation, str) or not isinstance(sizes, Mapping):
-        raise InputError(
-            f"equation {equation!r} and sizes {sizes!r}: give a text such as 'ir,jr,kr->ijk' and a mapping from letter "
-            "to size"
-        )
-    left, arrow, right = equation.replace(" ", "").partition("->")
-    letters = left.replace(",", "") + right
-    if not arrow or not right or not letters.isalpha() or "" in left.split(","):
-        raise InputError(f"equation {equation!r} cannot be read; write one letter per index, as in 'ir,jr,kr->ijk'")
-    for letter, size in sizes.items():
-        checked_size(size, f"sizes.{letter}")
-    cores = [tuple(core) for core in left.split(",")]
-    core_names = tuple(f"core_{k}" for k in range(len(cores)))
-    return _spec("einsum", cores, tuple(right), dict(sizes), core_names)
+    check_sizes(equation, sizes)
+    cores, modes = read_equation(equation)
+    names = tuple(f"core_{k}" for k in range(len(cores)))
+    return _spec("einsum", [tuple(core) for core in cores], tuple(modes), dict(sizes), names, "sizes")
+
+
+def einsum_of_shape(equation: str, sizes: Mapping[str, int], shape: Sequence[int]) -> NetworkSpec:
+    """The einsum network whose full tensor has this shape.
+
+    Args:
+        equation: as for `einsum_network`, with as many modes as the shape.
+        sizes: the size of every bond; a mode's size may be given too, if it is that of the shape.
+        shape: I_0..I_{d-1}.
+
+    Raises:
+        ArgumentError: the modes disagree with the shape, or as for `einsum_network`.
+    """
+    modes = read_equation(equation).modes
+    if len(modes) != len(shape):
+        raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; the tensor has {len(shape)}")
+    if not isinstance(sizes, Mapping):
+        raise ArgumentError("sizes", f"is {sizes!r}; it must be a mapping from letter to size")
+    for k, (mode, size) in enumerate(zip(modes, shape, strict=True)):
+        if sizes.get(mode, size) != size:
+            raise ArgumentError("sizes", f"{mode} is {sizes[mode]}; it is mode {k} of the tensor, of size {size}")
+    return einsum_network(equation, {**sizes, **dict(zip(modes, shape, strict=True))})
 
 
 def _spec(
-    format: str, cores: Sequence[tuple[str, ...]], modes: tuple[str, ...], sizes: dict[str, int], names: tuple[str, ...]
+    format: str,
+    cores: Sequence[tuple[str, ...]],
+    modes: tuple[str, ...],
+    sizes: dict[str, int],
+    names: tuple[str, ...],
+    bond_argument: str,
 ) -> NetworkSpec:
-    return NetworkSpec(format, tuple(cores), modes, tuple((k, int(v)) for k, v in sizes.items()), names)
+    # A bond that is too large is the only mistake that can be left here: it was given as `bond_argument`.
+    with renaming({"sizes": bond_argument}):
+        return NetworkSpec(format, tuple(cores), modes, tuple((k, int(v)) for k, v in sizes.items()), names)
 
 
 def _mode_names(shape: Sequence[int]) -> tuple[str, ...]:
@@ -137,14 +158,16 @@ def _names(kind: str, modes: tuple[str, ...]) -> tuple[str, ...]:
 
 def _mode_sizes(shape: Sequence[int]) -> dict[str, int]:
     if len(shape) < 2:
-        raise InputError(f"shape {tuple(shape)} has {len(shape)} modes; a network of this format needs at least 2")
-    return {f"i{k}": checked_size(size, f"mode {k} of shape {tuple(shape)}") for k, size in enumerate(shape)}
+        raise ArgumentError(
+            "shape", f"{tuple(shape)} has {len(shape)} modes; a network of this format needs at least 2"
+        )
+    return {f"i{k}": checked_size(size, f"shape[{k}]") for k, size in enumerate(shape)}
 
 
-def _size_list(value: Any, key: str, length: int) -> list[int]:
+def _size_list(value: Any, argument: str, length: int) -> list[int]:
     if not is_list(value):
-        return [checked_size(value, key)] * length
-    sizes = checked_list(value, key)
+        return [checked_size(value, argument)] * length
+    sizes = checked_list(value, argument)
     if len(sizes) != length:
-        raise InputError(f"{key} {sizes} has {len(sizes)} entries; this shape needs {length}")
-    return [checked_size(size, f"{key}[{k}]") for k, size in enumerate(sizes)]
+        raise ArgumentError(argument, f"{sizes} has {len(sizes)} numbers; this shape needs {length}")
+    return [checked_size(size, f"{argument}[{k}]") for k, size in enumerate(sizes)]

@@ -7,7 +7,7 @@ from math import exp, inf, isfinite, log
 import torch
 from torch import Tensor
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tensornet.arguments import checked_list, checked_positive
 from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.spec import NetworkSpec
@@ -35,9 +35,9 @@ def draw_cores(
         K float64 tensors on the generator's device (CPU when None).
 
     Raises:
-        InputError: std or a norm is not positive and finite, or there are not K norms.
+        ArgumentError: std or a norm is not positive and finite, or there are not K norms.
     """
-    std = checked_positive(std, "init_std")
+    std = checked_positive(std, "std")
     ratios = [1.0] * spec.num_cores if norms is None else _checked_norms(spec, norms)
     device = generator.device if generator is not None else torch.device("cpu")
     cores = []
@@ -51,8 +51,8 @@ def rescale_cores(spec: NetworkSpec, cores: Sequence[Tensor], std: float) -> lis
     """All cores times one factor, such that the root mean square of the entries is `std`."""
     log_wanted, log_norm = log(std) + 0.5 * sum(log(size) for size in spec.shape), log_tensor_norm(spec, cores)
     if not isfinite(log_norm):
-        raise InputError(
-            f"network of {spec.num_cores} cores: the norm of its tensor leaves float64, std={std} cannot be met"
+        raise ArgumentError(
+            "std", f"{std} cannot be met: the norm of the tensor of these {spec.num_cores} cores leaves float64"
         )
     factor = exp((log_wanted - log_norm) / spec.num_cores)
     return [core * factor for core in cores]
@@ -83,10 +83,10 @@ def _log_expected_norm(spec: NetworkSpec) -> float:
 
 
 def _checked_norms(spec: NetworkSpec, norms: Sequence[float]) -> list[float]:
-    given = checked_list(norms, "init_norms")
+    given = checked_list(norms, "norms")
     if len(given) != spec.num_cores:
-        raise InputError(
-            f"init_norms {given} has {len(given)} entries; this network has {spec.num_cores} cores "
-            f"({', '.join(spec.core_names)})"
+        names = ", ".join(spec.core_names)
+        raise ArgumentError(
+            "norms", f"{given} has {len(given)} numbers; the network has {spec.num_cores} cores ({names})"
         )
-    return [checked_positive(norm, f"init_norms[{k}]") for k, norm in enumerate(given)]
+    return [checked_positive(norm, f"norms[{k}]") for k, norm in enumerate(given)]

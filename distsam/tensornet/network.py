@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.entries import entries_of
 from distsam.tensornet.initial import draw_cores
@@ -33,7 +33,7 @@ class TensorNetwork(nn.Module):
         device: of the parameters.
 
     Raises:
-        InputError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
+        ArgumentError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
     """
 
     # Read by `core_networks` and by whoever places the module.
@@ -52,9 +52,9 @@ class TensorNetwork(nn.Module):
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         if not isinstance(spec, NetworkSpec):
-            raise InputError(f"spec is {spec!r}; it must be a NetworkSpec, such as distsam.cp((4, 5, 6), 2)")
+            raise ArgumentError("spec", f"is {spec!r}; it must be a NetworkSpec, such as distsam.cp((4, 5, 6), 2)")
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise InputError(f"dtype {dtype} is not floating; use float32, float64, bfloat16 or float16")
+            raise ArgumentError("dtype", f"{dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
         cores = draw_cores(spec, std=std, norms=norms, generator=generator)
         self.cores = nn.ParameterList(nn.Parameter(core.to(device=device, dtype=dtype)) for core in cores)
@@ -76,16 +76,16 @@ class TensorNetwork(nn.Module):
             values_B: (B,), dtype and device of the cores.
 
         Raises:
-            InputError: `indices` is not a (B, order) int64 tensor.
+            ArgumentError: `indices` is not a (B, order) int64 tensor.
             IndexError: a position is outside its mode (on an accelerator torch's own assertion).
         """
         if not isinstance(indices, Tensor):
-            raise InputError(
-                f"indices: a {type(indices).__name__}; it must be a tensor (B, {self.spec.order}), torch.int64"
+            raise ArgumentError(
+                "indices", f"is a {type(indices).__name__}; it must be a tensor (B, {self.spec.order}), torch.int64"
             )
         if indices.dtype != torch.int64 or indices.dim() != 2 or indices.shape[1] != self.spec.order:
-            given = f"shape {tuple(indices.shape)}, {indices.dtype}"
-            raise InputError(f"indices: {given}; it must be (B, {self.spec.order}), torch.int64")
+            given = f"has shape {tuple(indices.shape)}, {indices.dtype}"
+            raise ArgumentError("indices", f"{given}; it must be (B, {self.spec.order}), torch.int64")
         return entries_of(plan_entries(self.spec, indices.shape[0]), self.spec, list(self.cores), indices)
 
     def dense(self) -> Tensor:
@@ -98,11 +98,11 @@ class TensorNetwork(nn.Module):
         """Copies `cores` into the parameters.
 
         Raises:
-            InputError: the number or a shape of the cores differs from the spec.
+            ArgumentError: the number or a shape of the cores differs from the spec.
         """
         shapes = tuple(tuple(core.shape) for core in cores)
         if shapes != self.spec.core_shapes:
-            raise InputError(f"cores of shapes {shapes}; this network has {self.spec.core_shapes}")
+            raise ArgumentError("cores", f"have shapes {shapes}; this network has {self.spec.core_shapes}")
         for parameter, core in zip(self.cores, cores, strict=True):
             parameter.copy_(core)
 
@@ -126,7 +126,7 @@ class TensorNetwork(nn.Module):
             device: of the parameters.
 
         Raises:
-            InputError: see `decompose`.
+            ArgumentError: see `decompose`.
         """
         from distsam.tensornet.decompose import decompose  # tensorly loads slowly, and only starts need it
 
@@ -146,7 +146,7 @@ class TensorNetwork(nn.Module):
         Its arrays are those of tensorly's active backend: numpy unless the user has set another.
 
         Raises:
-            InputError: tensorly has no object for an einsum network.
+            ArgumentError: tensorly has no object for an einsum network.
         """
         from distsam.tensornet.decompose import to_tensorly
 

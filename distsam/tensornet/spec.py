@@ -6,11 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError
 from distsam.tensornet.arguments import checked_size
-
-# The key under which a user gives the bond sizes of each format; error messages name it.
-BOND_KEYS = {"cp": "bond_dim", "tucker": "ranks", "tt": "bond_dim", "tr": "bond_dim", "einsum": "sizes"}
 
 
 @dataclass(frozen=True)
@@ -21,15 +18,14 @@ class NetworkSpec:
     (CP's bond is carried by all), but never twice by one core: T must stay linear in every core.
 
     Args:
-        format: "cp", "tucker", "tt", "tr" or "einsum".
+        format: what reports call this kind of network: "cp", "tt", ...
         cores: per core the names of its indices, in the order of its dims.
         modes: the names of the modes, in the order of the full tensor's dims.
         sizes: (index, size) for every index; the order carries no meaning.
-        core_names: one readable name per core, all different: what is measured is published by them. Parameters are
-            named by position ("cores.0") whatever stands here.
+        core_names: one readable name per core, no name twice; parameters are named by position ("cores.0") anyway.
 
     Raises:
-        InputError: the indices contradict each other, a size is below 1, or a bond is larger than it can use.
+        ArgumentError: the indices contradict each other, a size is below 1, or a bond is larger than it can use.
     """
 
     format: str
@@ -85,44 +81,42 @@ class NetworkSpec:
 
 
 def _check_names(spec: NetworkSpec) -> None:
-    if spec.format not in BOND_KEYS:
-        raise InputError(f"format {spec.format!r} is unknown; it must be one of {', '.join(BOND_KEYS)}")
-    if not spec.cores or not spec.modes:
-        raise InputError(f"network with cores {spec.cores} and modes {spec.modes}: it needs at least one of each")
+    for argument in ("cores", "modes"):
+        if not getattr(spec, argument):
+            raise ArgumentError(argument, "is empty; a network needs at least one")
     if len(spec.core_names) != spec.num_cores:
-        raise InputError(f"core_names {spec.core_names}: {spec.num_cores} cores need as many names")
-    for name, count in Counter(spec.core_names).items():
-        if count > 1:
-            raise InputError(f"core_names: {name!r} stands {count} times; every core needs a name of its own")
+        raise ArgumentError("core_names", f"{spec.core_names} for {spec.num_cores} cores; give as many names as cores")
+    _check_unique(spec.core_names, "core_names", "name", "give every core its own name")
     for name, core in zip(spec.core_names, spec.cores, strict=True):
         if not core:
-            raise InputError(f"core {name!r} carries no index; a core needs at least one")
-        _check_unique(core, f"core {name!r}", "an index may stand only once in a core")
+            raise ArgumentError("cores", f"core {name!r} carries no index; a core needs at least one")
+        _check_unique(core, "cores", f"core {name!r}: index", "an index may stand only once in a core")
         for index in core:
             # The planner adds indices of its own: "*" for the batch, "b'" for a bond's second copy.
             if not index.isidentifier():
-                raise InputError(f"index {index!r} of core {name!r} is no name; use letters, digits and underscores")
-    _check_unique(spec.modes, "the full tensor", "every mode may stand only once")
+                problem = f"index {index!r} of core {name!r} is no name; use letters, digits and underscores"
+                raise ArgumentError("cores", problem)
+    _check_unique(spec.modes, "modes", "mode", "every mode may stand only once")
     carried = {index for core in spec.cores for index in core}
     for mode in spec.modes:
         if mode not in carried:
-            raise InputError(f"mode {mode!r} is carried by no core; every mode needs a core")
+            raise ArgumentError("modes", f"mode {mode!r} is carried by no core; every mode needs a core")
 
 
-def _check_unique(indices: Iterable[str], where: str, rule: str) -> None:
-    for index, count in Counter(indices).items():
+def _check_unique(names: Iterable[str], argument: str, what: str, rule: str) -> None:
+    for name, count in Counter(names).items():
         if count > 1:
-            raise InputError(f"index {index!r} stands {count} times in {where}; {rule}")
+            raise ArgumentError(argument, f"{what} {name!r} stands {count} times; {rule}")
 
 
 def _check_sizes(spec: NetworkSpec) -> None:
-    _check_unique((index for index, _ in spec.sizes), "sizes", "give every size once")
+    _check_unique((index for index, _ in spec.sizes), "sizes", "index", "give every size once")
     carried = {index for core in spec.cores for index in core}
     for index in sorted(carried.symmetric_difference(spec._size_of)):
         problem = "has no size" if index in carried else "has a size but is carried by no core"
-        raise InputError(f"sizes: index {index!r} {problem}; sizes must name {', '.join(sorted(carried))}")
+        raise ArgumentError("sizes", f"index {index!r} {problem}; give those of {', '.join(sorted(carried))}")
     for index, size in spec.sizes:
-        checked_size(size, f"size of index {index!r}")
+        checked_size(size, f"sizes[{index}]")
 
 
 def _check_bond(spec: NetworkSpec, bond: str) -> None:
@@ -130,7 +124,8 @@ def _check_bond(spec: NetworkSpec, bond: str) -> None:
     others = [prod(spec.size(index) for index in core if index != bond) for core in spec.cores if bond in core]
     largest_allowed = prod(others) // max(others)
     if spec.size(bond) > largest_allowed:
-        raise InputError(
-            f"{BOND_KEYS[spec.format]}: bond {bond!r} has size {spec.size(bond)}, larger than the tensor allows; "
-            f"it must be at most {largest_allowed}"
+        raise ArgumentError(
+            "sizes",
+            f"bond {bond!r} has size {spec.size(bond)}, larger than the tensor allows; "
+            f"it must be at most {largest_allowed}",
         )

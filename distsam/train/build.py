@@ -1,5 +1,7 @@
 """From a config to everything that a run needs, in the order in which mistakes are cheapest to find."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -8,15 +10,19 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from distsam.balance import BalanceCoordinator
 from distsam.engine import NativeEngine
-from distsam.errors import InputError
+from distsam.errors import ArgumentError, InputError
 from distsam.optim import BAR, DAS, SAM, Plain, Wrapper
-from distsam.sharding import Fsdp, Plan, Replicate, ShardPlan, World, make_layout, shard
+from distsam.sharding import ShardPlan, World, make_mesh, plan_shards, shard
+from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import Entries
-from distsam.tasks.sources import load_source
+from distsam.tasks.files import read_entries
+from distsam.tasks.sources import load_bundled, lowrank
 from distsam.tasks.split import Split, split_entries
-from distsam.tensornet import NetworkSpec, TensorNetwork, core_networks, cp, einsum_network, tr, tt, tucker
-from distsam.train.config import Config, NetworkConfig
+from distsam.tasks.task import TaskContext
+from distsam.tensornet import NetworkSpec, TensorNetwork, core_networks, cp, tr, tt, tucker
+from distsam.tensornet.formats import einsum_of_shape
+from distsam.train.config import Config, DataConfig, NetworkConfig
 from distsam.train.config_checks import split_method
 
 
@@ -42,8 +48,9 @@ class Job:
     engine: NativeEngine
 
     def counts(self) -> dict[str, float | int | None]:
-        """What the optimizers themselves count, such as `das/clipped`, the same on every rank."""
-        return {name: count for name, count in self.optimizer.counters().items() if "/" in name}
+        """`das/clipped`, how often DAS hit its bound so far, the same on every rank; nothing without DAS."""
+        has_das = any(isinstance(wrapper, DAS) for wrapper in self.optimizer.chain())
+        return {"das/clipped": self.optimizer.num_clipped_in_chain} if has_das else {}
 
 
 def build_problem(config: Config) -> Problem:
@@ -53,16 +60,19 @@ def build_problem(config: Config) -> Problem:
         InputError: the data cannot be used, or the network does not fit it.
     """
     data = config.data
-    entries = load_source(
-        data.source,
-        data.path,
-        equation=data.equation,
-        sizes=data.sizes,
-        noise=data.noise,
-        seed=data.seed,
-    )
-    split = split_entries(entries, data.observed, data.validation, data.split, data.fibre_mode, seed=config.run.seed)
+    with _section("data"):
+        entries = _load(data)
+        seed = config.run.seed
+        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, seed)
     return Problem(entries, split, build_spec(config.network, entries.shape))
+
+
+def _load(data: DataConfig) -> Entries:
+    if data.source == "file":
+        return read_entries(data.path or "")
+    if data.source == "lowrank":
+        return lowrank(data.equation or "", data.sizes or {}, noise=data.noise, seed=data.seed)
+    return load_bundled(data.source)
 
 
 def build_spec(network: NetworkConfig, shape: tuple[int, ...]) -> NetworkSpec:
@@ -73,7 +83,7 @@ def build_spec(network: NetworkConfig, shape: tuple[int, ...]) -> NetworkSpec:
     """
     try:
         if network.format == "einsum":
-            return _einsum_spec(network.equation or "", dict(network.sizes or {}), shape)
+            return einsum_of_shape(network.equation or "", network.sizes or {}, shape)
         if network.format == "tucker":
             return tucker(shape, network.ranks or [])
         assert network.bond_dim is not None
@@ -87,44 +97,28 @@ def build_spec(network: NetworkConfig, shape: tuple[int, ...]) -> NetworkSpec:
 
 def build_task(config: Config, problem: Problem, world: World) -> CompletionTask:
     """The completion task of this rank."""
-    return CompletionTask(
-        problem.entries,
-        problem.split,
-        batch_size=config.train.batch_size,
-        loss=config.train.loss,
-        standardise=config.data.standardise,
+    context = TaskContext(
         seed=config.run.seed,
-        rank=world.rank,
-        world_size=world.world_size,
+        data_rank=world.rank,
+        data_size=world.world_size,
         device=world.device,
         dtype=getattr(torch, config.network.dtype),
+        sum_over_ranks=all_reduce_sum_,
     )
-
-
-def build_model(config: Config, problem: Problem, task: CompletionTask) -> TensorNetwork:
-    """The network at its start, whole, on the task's device; the same on every rank.
-
-    Raises:
-        InputError: `network.init_norms` does not give one norm a core, or there is no start from this data.
-    """
     network = config.network
-    if network.init == "data":
-        return TensorNetwork.from_dense(
-            _seen(problem, task), problem.spec, seed=config.run.seed, dtype=task.dtype, device=task.device
+    with _section("train", init="network", init_std="network", init_norms="network"):
+        return CompletionTask(
+            context,
+            problem.entries,
+            problem.split,
+            problem.spec,
+            batch_size=config.train.batch_size,
+            loss=config.train.loss,
+            standardise=config.data.standardise,
+            init=network.init,
+            init_std=network.init_std,
+            init_norms=network.init_norms,
         )
-    if network.init_norms is not None and len(network.init_norms) != problem.spec.num_cores:
-        raise InputError(
-            f"network.init_norms: {network.init_norms} has {len(network.init_norms)} numbers; "
-            f"the network has {problem.spec.num_cores} cores"
-        )
-    return TensorNetwork(
-        problem.spec,
-        std=network.init_std or task.target_std,
-        norms=network.init_norms,
-        generator=torch.Generator().manual_seed(config.run.seed),
-        dtype=task.dtype,
-        device=task.device,
-    )
 
 
 def build_job(config: Config, problem: Problem, world: World) -> Job:
@@ -136,28 +130,15 @@ def build_job(config: Config, problem: Problem, world: World) -> Job:
         InputError: a plan that this number of ranks cannot use, a batch larger than the data.
     """
     task = build_task(config, problem, world)
-    layout = make_layout(world, build_plan(config))
-    model = build_model(config, problem, task)
+    mesh = make_mesh(world, config.sharding.plan, config.sharding.replicas)
+    with _section("network"):
+        model = task.build_model()
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    plan = build_plan(config).place(shapes, layout.axes)
-    shard(model, layout.mesh, plan)
+    plan = plan_shards(shapes, config.sharding.plan, (1,) if mesh is None else tuple(mesh.shape))
+    shard(model, mesh, plan)
     optimizer = build_optimizer(config, model)
     coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
     return Job(world, task, model, plan, optimizer, coordinator, NativeEngine(model, optimizer))
-
-
-def build_plan(config: Config) -> Plan:
-    """The plan that `sharding.plan` names.
-
-    Raises:
-        InputError: replicas of a plan that has none.
-    """
-    name, replicas = config.sharding.plan, config.sharding.replicas
-    if name == "fsdp":
-        return Fsdp(replicas)
-    if replicas > 1:
-        raise InputError(f"sharding.replicas={replicas}: the plan replicate has no shard axis; leave it at 1")
-    return Replicate()
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:
@@ -196,22 +177,10 @@ def _base_optimizer(config: Config, model: nn.Module) -> Optimizer:
     return kind(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
 
 
-def _seen(problem: Problem, task: CompletionTask) -> torch.Tensor:
-    """The training entries as learnt, in a dense tensor that is NaN elsewhere."""
-    dense = torch.full(problem.entries.shape, float("nan"), dtype=torch.float64)
-    train = problem.split.train
-    values = (problem.entries.values[train] - task.scaling.mean) / task.scaling.std
-    dense[tuple(torch.from_numpy(problem.entries.indices[train].T))] = torch.from_numpy(values)
-    return dense
-
-
-def _einsum_spec(equation: str, sizes: dict[str, int], shape: tuple[int, ...]) -> NetworkSpec:
-    modes = equation.replace(" ", "").partition("->")[2]
-    if len(modes) != len(shape):
-        raise InputError(f"network.equation: {equation!r} has {len(modes)} modes after '->'; the data has {len(shape)}")
-    for position, (mode, size) in enumerate(zip(modes, shape, strict=True)):
-        if sizes.setdefault(mode, size) != size:
-            raise InputError(
-                f"network.sizes: {mode} is {sizes[mode]}; it is mode {position} of the data, of size {size}"
-            )
-    return einsum_network(equation, sizes)
+@contextmanager
+def _section(section: str, **sections: str) -> Iterator[None]:
+    """Name the config key of an argument that cannot be used: in `section`, or in the one given for it."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise InputError(f"{sections.get(error.argument.partition('[')[0], section)}.{error}") from None

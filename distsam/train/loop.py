@@ -93,7 +93,8 @@ class TrainingLoop:
         try:
             while state.step < self.train.steps and not self._is_stale():
                 step = state.step + 1
-                job.engine.step([lambda step=step: job.task.loss(job.model, step - 1)])  # type: ignore[misc]
+                [piece] = job.task.microbatches(step - 1, 1)
+                job.engine.step(lambda piece=piece: job.task.loss(job.model, piece))  # type: ignore[misc]
                 state.step = step
                 self._after_step(step)
                 if job.optimizer.stop_requested:
@@ -130,7 +131,7 @@ class TrainingLoop:
 
     def _evaluate(self, step: int) -> None:
         value = self.score()["validation/r2"]
-        if not self.job.task.has_validation_r2:
+        if value is None:
             return
         if step % self._eval_every == 0:
             self.state.best.consider(self.job.model, step, value)

@@ -9,12 +9,9 @@ from distsam.train.config_checks import RESCALINGS, split_method
 
 def describe_run(problem: Problem, job: Job, optim: OptimConfig, step: int) -> str:
     """One line: network, parameters, entries of each part, optimizer, plan, ranks; and where a resume begins."""
-    spec, split = problem.spec, problem.split
-    shape = " x ".join(str(size) for size in spec.shape)
     ranks = job.world.world_size
     parts = [
-        f"{spec.format} network of {shape}, {spec.num_parameters} parameters",
-        f"{len(split.train)} training, {len(split.validation)} validation, {len(split.heldout)} held-out entries",
+        job.task.describe(),
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {job.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distsam.errors import InputError
+from distsam.errors import InputError, renaming
 from distsam.sharding import World
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import Entries
@@ -53,7 +53,7 @@ def open_run(run_dir: str | Path) -> SavedRun:
     _check_data(config.data, problem.entries, facts["data_sha256"], folder)
     task = build_task(config, problem, world)
     # Its start is overwritten below, so it may be any.
-    model = TensorNetwork(problem.spec, dtype=task.dtype, device=task.device)
+    model = TensorNetwork(problem.spec, dtype=task.context.dtype, device=task.context.device)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
     prefix = BEST if has_best and not facts["last_is_best"] else MODEL
     load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
@@ -89,7 +89,8 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
         _write(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
         num_known = len(known.values)
         return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
-    indices = read_indices(entries, run.task.entries.shape, key="--entries")
+    with renaming({"path": "--entries"}):
+        indices = read_indices(entries, run.task.entries.shape)
     values = run.task.predict(run.model, indices)
     _write(target, lambda stream: np.savez(stream, indices=indices, values=values))
     return f"values of shape {values.shape}: predicted, whether known or not"

@@ -30,8 +30,8 @@ def assert_refused(folder: Path, *arguments: object, says: str) -> None:
         ("network.bond_dim=1000", "network.bond_dim"),
         ("network.bond_dim=[2,2]", "bond_dim"),
         ("network.init_norms=[1,2]", "network.init_norms: [1.0, 2.0] has 2 numbers; the network has 3 cores"),
-        ("train.batch_size=100000", "train.batch_size=100000; it must be 1 to"),
-        ("data.observed=0.001", "data.observed=0.001"),
+        ("train.batch_size=100000", "train.batch_size: is 100000; it must be 1 to"),
+        ("data.observed=0.001", "data.observed: 0.001 "),
         ("data.sizes.a=0", "data.sizes[a]: 0 is not valid; must be >= 1"),
         ("sharding.device=cuda", "sharding.device=cuda"),
         ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
@@ -72,7 +72,7 @@ def test_a_file_that_holds_no_tensor_is_refused(tmp_path: Path, arrays: dict[str
 
 def test_a_missing_data_file_is_refused(tmp_path: Path) -> None:
     config = small_config(tmp_path)
-    says = "no.npz' does not exist"
+    says = "no.npz': does not exist"
     missing = from_file(tmp_path / "no.npz")
     assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *missing, says=says)
 
@@ -85,7 +85,7 @@ def test_sizes_that_disagree_with_the_data_are_refused(tmp_path: Path) -> None:
         "network.sizes={r: 2, b: 7}",
         "network.bond_dim=null",
     ]
-    says = "network.sizes: b is 7; it is mode 1 of the data, of size 6"
+    says = "network.sizes: b is 7; it is mode 1 of the tensor, of size 6"
     assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *network, says=says)
 
 

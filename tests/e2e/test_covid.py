@@ -43,7 +43,8 @@ def build(folder: Path, *overrides: str) -> Job:
 
 def advance(job: Job, steps: int) -> None:
     for step in range(steps):
-        job.engine.step([lambda step=step: job.task.loss(job.model, step)])  # type: ignore[misc]
+        [piece] = job.task.microbatches(step, 1)
+        job.engine.step([lambda piece=piece: job.task.loss(job.model, piece)])  # type: ignore[misc]
 
 
 def values(summaries: list[dict[str, Any]], key: str) -> np.ndarray:

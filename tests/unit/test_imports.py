@@ -24,7 +24,6 @@ ONE_IMPORTER = (
     "deepspeed",
     "wandb",
     "matplotlib",
-    "torchmetrics",
     "opt_einsum",
     "pydantic",
     "omegaconf",

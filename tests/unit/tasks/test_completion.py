@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 import distsam
-from distsam.errors import InputError
+from distsam import TaskContext
+from distsam.errors import ArgumentError, InputError
 from distsam.tasks import completion
-from distsam.tasks.completion import CompletionTask, Scaling
+from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import entries_from_dense
+from distsam.tasks.scaling import Scaling
 from distsam.tasks.split import Split, split_entries
 
 SHAPE = (6, 5, 4)
@@ -36,8 +38,17 @@ def zeros():
     return Table(np.zeros(SHAPE))
 
 
-def task(**changes):
-    return CompletionTask(ENTRIES, SPLIT, **{"dtype": torch.float64, **changes})
+SPEC = distsam.cp(SHAPE, 2)
+
+
+def task(entries=ENTRIES, split=SPLIT, spec=SPEC, rank=0, world_size=1, seed=0, dtype=torch.float64, **changes):
+    context = TaskContext(seed=seed, data_rank=rank, data_size=world_size, dtype=dtype)
+    return CompletionTask(context, entries, split, spec, **changes)
+
+
+def loss(of, model, step=0):
+    [piece] = of.microbatches(step, 1)
+    return of.loss(model, piece)
 
 
 def learnt(values):
@@ -58,7 +69,7 @@ def test_standardisation_is_fitted_on_training_entries_alone():
 @pytest.mark.parametrize("standardise", [True, False])
 def test_a_constant_training_set_is_not_divided_by_zero(constant, standardise):
     entries = entries_from_dense(np.full(SHAPE, constant))
-    flat = CompletionTask(entries, SPLIT, standardise=standardise, dtype=torch.float64)
+    flat = task(entries, standardise=standardise)
     assert flat.scaling.std == flat.target_std == 1.0
     scores = flat.evaluate(Table(np.full(SHAPE, 0.0 if standardise else constant)))
     assert scores["heldout/rmse"] == pytest.approx(0.0, abs=1e-12 * (1 + abs(constant)))
@@ -67,20 +78,20 @@ def test_a_constant_training_set_is_not_divided_by_zero(constant, standardise):
 
 def test_full_batch_losses_are_the_mean_and_the_sum_over_training_entries():
     squares = learnt(ENTRIES.values[SPLIT.train]) ** 2
-    assert task(loss="mean").loss(zeros(), 0).item() == pytest.approx(squares.mean(), rel=1e-12)
-    assert task(loss="sum").loss(zeros(), 5).item() == pytest.approx(squares.sum(), rel=1e-12)
+    assert loss(task(loss="mean"), zeros()).item() == pytest.approx(squares.mean(), rel=1e-12)
+    assert loss(task(loss="sum"), zeros(), 5).item() == pytest.approx(squares.sum(), rel=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["mean", "sum"])
+@pytest.mark.parametrize("kind", ["mean", "sum"])
 @pytest.mark.parametrize("batch_size", [None, 7, 2])  # 2 entries leave one of 3 ranks empty
-def test_losses_and_gradients_averaged_over_ranks_are_those_of_one_rank(loss, batch_size):
+def test_losses_and_gradients_averaged_over_ranks_are_those_of_one_rank(kind, batch_size):
     for step in (0, 9):
         reference = zeros()
-        expected = task(loss=loss, batch_size=batch_size).loss(reference, step)
+        expected = loss(task(loss=kind, batch_size=batch_size), reference, step)
         expected.backward()
         model, losses = zeros(), []
         for rank in range(3):
-            own = task(loss=loss, batch_size=batch_size, rank=rank, world_size=3).loss(model, step)
+            own = loss(task(loss=kind, batch_size=batch_size, rank=rank, world_size=3), model, step)
             (own / 3).backward()
             losses.append(own.item())
         assert np.mean(losses) == pytest.approx(expected.item(), rel=1e-12)
@@ -89,10 +100,10 @@ def test_losses_and_gradients_averaged_over_ranks_are_those_of_one_rank(loss, ba
 
 def test_an_empty_slice_gives_zero_gradients_not_none():
     model = zeros()
-    loss = task(batch_size=2, rank=0, world_size=3).loss(model, 0)
-    loss.backward()
+    value = loss(task(batch_size=2, rank=0, world_size=3), model)
+    value.backward()
     assert model.calls[0].shape == (0, 3)
-    assert loss.item() == 0.0
+    assert value.item() == 0.0
     assert torch.equal(model.values.grad, torch.zeros(SHAPE, dtype=torch.float64))
 
 
@@ -108,7 +119,7 @@ NETWORKS = [
 @pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: spec.format)
 def test_networks_of_every_format_pass_an_empty_slice_and_fill_as_they_predict(spec, monkeypatch):
     network = distsam.TensorNetwork(spec, dtype=torch.float64)
-    task(batch_size=2, rank=0, world_size=3).loss(network, 0).backward()
+    loss(task(batch_size=2, rank=0, world_size=3), network).backward()
     assert all(torch.equal(core.grad, torch.zeros_like(core)) for core in network.parameters())
     at_once = task().fill(network, keep_known=False)
     assert task().predict(network, ENTRIES.indices) == pytest.approx(at_once.reshape(-1), rel=1e-12)
@@ -116,10 +127,10 @@ def test_networks_of_every_format_pass_an_empty_slice_and_fill_as_they_predict(s
     assert task().fill(network, keep_known=False) == pytest.approx(at_once, rel=1e-12)
 
 
-def test_two_passes_of_a_step_see_the_same_entries_and_the_next_step_others():
+def test_a_step_has_the_same_entries_whenever_asked_and_the_next_step_others():
     model, minibatches = zeros(), task(batch_size=8, seed=3)
     for step in (0, 0, 1, 0):
-        minibatches.loss(model, step)
+        loss(minibatches, model, step)
     first, second, other, again = model.calls
     assert torch.equal(first, second)
     assert torch.equal(first, again)
@@ -129,14 +140,14 @@ def test_two_passes_of_a_step_see_the_same_entries_and_the_next_step_others():
 def test_minibatches_of_an_epoch_are_the_training_entries():
     model, minibatches = zeros(), task(batch_size=8)
     for step in range(len(SPLIT.train) // 8):
-        minibatches.loss(model, step)
+        loss(minibatches, model, step)
     met = sorted(map(tuple, torch.cat(model.calls).tolist()))
     assert met == sorted(map(tuple, ENTRIES.indices[SPLIT.train].tolist()))
 
 
 def test_the_loss_is_computed_in_the_dtype_asked_for():
     model = Table(np.zeros(SHAPE)).float()
-    assert task(dtype=torch.float32).loss(model, 0).dtype == torch.float32
+    assert loss(task(dtype=torch.float32), model).dtype == torch.float32
 
 
 def test_evaluation_is_in_the_unit_of_the_data_with_the_mean_of_each_part():
@@ -155,7 +166,7 @@ def test_evaluation_is_in_the_unit_of_the_data_with_the_mean_of_each_part():
 
 def test_an_empty_part_scores_none_and_all_scores_are_plain():
     split = Split(train=np.arange(len(ENTRIES)), validation=np.arange(0), heldout=np.arange(0))
-    scores = CompletionTask(ENTRIES, split, dtype=torch.float64).evaluate(zeros())
+    scores = task(split=split).evaluate(zeros())
     assert all(scores[f"{part}/r2"] is None for part in ("validation", "heldout"))
     assert type(scores["train/r2"]) is float
 
@@ -175,11 +186,11 @@ def test_chunks_bound_the_calls_and_change_no_result(monkeypatch):
 def test_every_rank_calls_the_model_equally_often(monkeypatch):
     # The forward of a sharded model is a collective: one call less on one rank would hang all others.
     monkeypatch.setattr(completion, "_CHUNK", 6)
-    monkeypatch.setattr(completion, "FitMetric", lambda centre, sync: _Unsynced())
+    monkeypatch.setattr(completion, "FitMetric", lambda *_: _Unsynced())
     calls = []
     for rank in range(5):
         model = zeros()
-        with pytest.raises(RuntimeError, match="process group of 5 ranks"):
+        with pytest.raises(RuntimeError, match="must sum over 5 ranks"):
             task(rank=rank, world_size=5).evaluate(model)
         calls.append(len(model.calls))
     # 48 training entries over 5 ranks: slices of 9 and 10, both in 2 chunks of at most 6.
@@ -187,9 +198,6 @@ def test_every_rank_calls_the_model_equally_often(monkeypatch):
 
 
 class _Unsynced:
-    def to(self, device):
-        return self
-
     def update(self, predictions, values):
         pass
 
@@ -197,8 +205,8 @@ class _Unsynced:
         return {"count": 1.0}
 
 
-def test_evaluating_on_many_ranks_without_a_process_group_is_an_error_not_a_partial_score():
-    with pytest.raises(RuntimeError, match="process group of 2 ranks"):
+def test_evaluating_on_many_ranks_without_their_sum_is_an_error_not_a_partial_score():
+    with pytest.raises(RuntimeError, match="must sum over 2 ranks"):
         task(rank=0, world_size=2).evaluate(zeros())
 
 
@@ -232,7 +240,7 @@ def with_one_hole():
 def test_fill_keeps_the_known_entries_and_predicts_the_others(dense):
     tensor, entries = with_one_hole()
     split = split_entries(entries, 0.5, 0.2)
-    filling = CompletionTask(entries, split, standardise=False, dtype=torch.float64)
+    filling = task(entries, split, standardise=False)
     model = Table(np.full(SHAPE, 7.0))
     if dense:
         model.dense = lambda: model.values * 1
@@ -247,19 +255,21 @@ def test_fill_keeps_the_known_entries_and_predicts_the_others(dense):
 def test_a_tensor_too_large_to_fill_is_refused_with_its_size():
     entries = dataclasses.replace(ENTRIES, shape=(2**20, 2**20, 2**20))
     with pytest.raises(InputError, match=r"needs 8\.59e\+09 GiB"):
-        CompletionTask(entries, SPLIT).fill(zeros())
+        task(entries, spec=distsam.cp(entries.shape, 1)).fill(zeros())
 
 
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
-        ({"batch_size": 0}, ["train.batch_size=0", "1 to 48"]),
-        ({"batch_size": 49}, ["train.batch_size=49", "1 to 48", "null"]),
-        ({"loss": "median"}, ["train.loss='median'", "'mean' or 'sum'"]),
+        ({"batch_size": 0}, ["batch_size: is 0", "1 to 48"]),
+        ({"batch_size": 49}, ["batch_size: is 49", "1 to 48", "null"]),
+        ({"loss": "median"}, ["loss: 'median'", "'mean' or 'sum'"]),
+        ({"init": "svd"}, ["init: 'svd'", "'gaussian' or 'data'"]),
+        ({"spec": distsam.cp((5, 4), 2)}, ["spec: is a network of shape (5, 4)", "(6, 5, 4)"]),
     ],
 )
-def test_settings_that_cannot_be_are_refused_by_their_key(change, parts):
-    with pytest.raises(InputError) as caught:
+def test_settings_that_cannot_be_are_refused_by_their_name(change, parts):
+    with pytest.raises(ArgumentError) as caught:
         task(**change)
     for part in parts:
         assert part in str(caught.value)
@@ -269,5 +279,60 @@ def test_predictions_far_from_zero_keep_what_the_network_knows():
     """In float32 a mean of 1e8 would swallow whatever it predicts beside it."""
     far = dataclasses.replace(ENTRIES, values=ENTRIES.values + 1e8)
     model = Table(learnt(TENSOR)).float()
-    predicted = CompletionTask(far, SPLIT, dtype=torch.float32).predict(model, ENTRIES.indices)
+    predicted = task(far, dtype=torch.float32).predict(model, ENTRIES.indices)
     assert predicted == pytest.approx(far.values, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"init_std": -1.0}, r"^init_std: is -1.0"),
+        ({"init_norms": [1.0]}, r"^init_norms: \[1.0\] has 1 numbers; the network has 3 cores"),
+        ({"init_norms": [1.0, 0.0, 1.0]}, r"^init_norms\[1\]: is 0.0"),
+        ({"init": "data", "entries": dataclasses.replace(ENTRIES, values=0 * ENTRIES.values)}, "^init: cannot be"),
+        ({"init": "data", "spec": NETWORKS[-1]}, "^init: is of format 'einsum'"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_by_the_tasks_argument(change, named):
+    with pytest.raises(ArgumentError, match=named):
+        task(**change).build_model()
+
+
+def test_a_start_from_data_fits_the_training_entries_better_than_a_drawn_one():
+    drawn, decomposed = (loss(task(init=init), task(init=init).build_model()).item() for init in ("gaussian", "data"))
+    assert decomposed < 0.9 * drawn
+
+
+def test_a_start_has_the_spread_of_the_values_as_learnt_or_the_one_asked_for():
+    def spread(**changes):
+        return float(task(**changes).build_model().dense().detach().square().mean().sqrt())
+
+    assert spread() == pytest.approx(1, rel=1e-12)
+    assert spread(standardise=False) == pytest.approx(ENTRIES.values[SPLIT.train].std(), rel=1e-12)
+    assert spread(init_std=0.3) == pytest.approx(0.3, rel=1e-12)
+
+
+def test_the_task_says_what_it_is_and_what_is_probably_a_mistake():
+    assert task().describe() == (
+        "cp network of 6 x 5 x 4, 30 parameters; 48 training, 12 validation, 60 held-out entries"
+    )
+    assert list(task().warnings()) == []
+    [flat] = task(entries_from_dense(np.full(SHAPE, 3.0))).warnings()
+    assert flat.startswith("all 48 training values are 3: there is nothing to learn")
+    one = Split(train=SPLIT.train, validation=SPLIT.validation[:1], heldout=SPLIT.heldout)
+    [undefined] = task(split=one).warnings()
+    assert "the last weights are taken" in undefined
+    assert task(split=one).evaluate(zeros())["validation/r2"] is None
+
+
+def test_the_identity_is_that_of_data_and_split_and_of_nothing_else():
+    same = task(loss="sum", seed=3, rank=1, world_size=2).identity()
+    assert task().identity() == same
+    changed = dataclasses.replace(ENTRIES, values=ENTRIES.values + 1e-9)
+    other_split = split_entries(ENTRIES, observed=0.5, validation=0.2, seed=2)
+    assert len({same, task(changed).identity(), task(split=other_split).identity()}) == 3
+
+
+def test_a_full_batch_stays_on_the_device_between_steps():
+    full = task()
+    assert full.microbatches(0, 2)[1].indices is full.microbatches(7, 2)[1].indices

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+import distsam
+from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import entries_from_dense
 from distsam.tasks.split import Split, split_entries
@@ -34,10 +36,10 @@ def evaluate(rank, world_size):
     entries = entries_from_dense(TENSOR)
     even = split_entries(entries, 0.5, 0.2)
     lopsided = Split(train=even.train, validation=even.validation[:1], heldout=even.heldout[:0])
-    return [
-        CompletionTask(entries, split, rank=rank, world_size=world_size, dtype=torch.float64).evaluate(CP())
-        for split in (even, lopsided)
-    ]
+    context = distsam.TaskContext(
+        data_rank=rank, data_size=world_size, dtype=torch.float64, sum_over_ranks=all_reduce_sum_
+    )
+    return [CompletionTask(context, entries, split, distsam.cp(SHAPE, 3)).evaluate(CP()) for split in (even, lopsided)]
 
 
 def evaluate_in_process(rank, folder):

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from distsam.errors import InputError
-from distsam.tasks.entries import check_indices, entries_from_coordinates, entries_from_dense
+from distsam.errors import ArgumentError
+from distsam.tasks.entries import Origin, check_indices, entries_from_coordinates, entries_from_dense
 
 INDICES = np.array([[0, 0, 1], [1, 2, 3], [0, 2, 0]])
 VALUES = np.array([1.0, -2.0, 3.0])
@@ -10,7 +10,7 @@ VALUES = np.array([1.0, -2.0, 3.0])
 
 def refused(message, *args, **kwargs):
     """The error for these coordinates is one line that holds every part of the message."""
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         entries_from_coordinates(*args, **kwargs)
     assert "\n" not in str(caught.value)
     for part in message:
@@ -51,9 +51,9 @@ def test_dense_real_dtypes_become_float64(dtype):
     ],
 )
 def test_dense_arrays_that_are_no_tensor_are_refused(tensor, parts):
-    with pytest.raises(InputError) as caught:
-        entries_from_dense(tensor, origin="data.path='x.npy': the array")
-    for part in ["data.path='x.npy': the array", *parts]:
+    with pytest.raises(ArgumentError) as caught:
+        entries_from_dense(tensor, origin=Origin("path", "'x.npy'"))
+    for part in ["path: 'x.npy': ", *parts]:
         assert part in str(caught.value)
 
 
@@ -96,25 +96,25 @@ def test_duplicate_entries_are_refused_naming_the_first_repetition():
 @pytest.mark.parametrize(
     ("indices", "values", "shape", "parts"),
     [
-        (INDICES, VALUES, [2, 3], ["'indices' has shape (3, 3)", "(number of entries, 2)"]),
+        (INDICES, VALUES, [2, 3], ["'indices': has shape (3, 3)", "(number of entries, 2)"]),
         (INDICES[:2].T, VALUES[:2], [2, 3, 4], ["has shape (3, 2)", "transpose"]),
         (INDICES[0], VALUES, [2, 3, 4], ["has shape (3,)"]),
-        (INDICES.astype(float), VALUES, [2, 3, 4], ["'indices' has dtype float64", "integers"]),
-        (INDICES.astype(bool), VALUES, [2, 3, 4], ["'indices' has dtype bool", "integers"]),
-        (INDICES, VALUES[:2], [2, 3, 4], ["'indices' has 3 rows", "'values' has 2"]),
-        (INDICES, VALUES[:, None], [2, 3, 4], ["'values' has shape (3, 1)"]),
-        (INDICES, VALUES * 1j, [2, 3, 4], ["'values' has dtype complex128"]),
+        (INDICES.astype(float), VALUES, [2, 3, 4], ["'indices': has dtype float64", "integers"]),
+        (INDICES.astype(bool), VALUES, [2, 3, 4], ["'indices': has dtype bool", "integers"]),
+        (INDICES, VALUES[:2], [2, 3, 4], ["array 'indices' has 3 rows", "'values' has 2"]),
+        (INDICES, VALUES[:, None], [2, 3, 4], ["'values': has shape (3, 1)"]),
+        (INDICES, VALUES * 1j, [2, 3, 4], ["'values': has dtype complex128"]),
         (INDICES, VALUES * np.nan, [2, 3, 4], ["none is a number"]),
         (INDICES[:0], VALUES[:0], [2, 3, 4], ["0 values"]),
         (INDICES, np.array([0, np.inf, 0]), [2, 3, 4], ["values[1] is inf"]),
-        (INDICES, VALUES, [2.0, 3.0, 4.0], ["'shape' has dtype float64", "integer"]),
+        (INDICES, VALUES, [2.0, 3.0, 4.0], ["'shape': has dtype float64", "integer"]),
         (INDICES, VALUES, 24, ["'shape'", "one integer size per mode"]),
         (INDICES[:, :1], VALUES, [2], ["'shape'", "at least 2"]),
         (INDICES, VALUES, [2, 0, 4], ["'shape'", "mode 1 the size 0"]),
     ],
 )
 def test_coordinates_that_disagree_are_refused(indices, values, shape, parts):
-    refused(["data.path='x.npz'", *parts], indices, values, shape, origin="data.path='x.npz'")
+    refused(["path: 'x.npz'", *parts], indices, values, shape, origin=Origin("path", "'x.npz'"))
 
 
 def test_no_indices_to_predict_are_fine():

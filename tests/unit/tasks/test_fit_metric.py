@@ -8,7 +8,7 @@ RNG = np.random.default_rng(0)
 
 
 def score(predictions, values, centre=None, pieces=1):
-    metric = FitMetric(float(np.mean(values)) if centre is None else centre, sync=False)
+    metric = FitMetric(float(np.mean(values)) if centre is None else centre)
     for rows in np.array_split(np.arange(len(values)), pieces):
         metric.update(torch.as_tensor(predictions[rows]), torch.as_tensor(values[rows]))
     return metric.compute()

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from distsam.tasks.sampler import batch_positions, rank_slice
+from distsam.tasks.sampler import batch_positions, nth_part
 
 
 def test_every_epoch_meets_every_entry_once_also_when_batches_cross_its_end():
-    batches = [batch_positions(step, num_entries=10, batch_size=4, seed=0) for step in range(15)]
+    batches = [batch_positions(step, num_examples=10, batch_size=4, seed=0) for step in range(15)]
     for epoch in np.concatenate(batches).reshape(6, 10):
         assert sorted(epoch) == list(range(10))
 
@@ -31,8 +31,8 @@ def test_changing_a_batch_does_not_change_later_ones():
 
 
 @pytest.mark.parametrize(("count", "world_size"), [(10, 1), (10, 4), (3, 4), (0, 2), (7, 7)])
-def test_rank_slices_join_to_the_batch_and_are_even(count, world_size):
+def test_parts_join_to_the_batch_and_are_even(count, world_size):
     positions = np.arange(count)
-    slices = [rank_slice(positions, rank, world_size) for rank in range(world_size)]
+    slices = [nth_part(positions, rank, world_size) for rank in range(world_size)]
     assert np.array_equal(np.concatenate(slices), positions)
     assert max(map(len, slices)) - min(map(len, slices)) <= 1

@@ -110,8 +110,11 @@ EINSUM = distsam.einsum_network("ir,jr->ij", {"i": 3, "j": 4, "r": 2})
 @pytest.mark.parametrize(
     ("refused", "message"),
     [
-        (lambda: TensorNetwork.from_dense(np.ones((3, 4)), EINSUM), "format 'einsum' has no decomposition"),
-        (lambda: TensorNetwork(EINSUM).to_tensorly(), "format 'einsum' has no tensorly object"),
+        (
+            lambda: TensorNetwork.from_dense(np.ones((3, 4)), EINSUM),
+            "spec: is of format 'einsum', which has no decomposition",
+        ),
+        (lambda: TensorNetwork(EINSUM).to_tensorly(), "spec: is of format 'einsum', which has no tensorly object"),
         (
             lambda: TensorNetwork.from_dense(np.ones((3, 5)), distsam.cp((3, 4), 2)),
             r"\(3, 5\); this network has \(3, 4\)",

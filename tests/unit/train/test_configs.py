@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from distsam.sharding import Fsdp, World
+from distsam.sharding import World, plan_shards
 from distsam.train.build import build_job, build_problem
 from distsam.train.config_file import load_config
 
@@ -24,5 +24,5 @@ def test_a_config_loads_builds_and_plans(path: Path, tmp_path: Path) -> None:
     config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
     job = build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu")))
     shapes = {name: tuple(p.shape) for name, p in job.model.named_parameters()}
-    assert Fsdp().place(shapes, (("shard", 2),)).mesh_shape == (2,)
-    assert torch.isfinite(job.engine.step([lambda: job.task.loss(job.model, 0)]))
+    assert plan_shards(shapes, "fsdp", (2,)).num_shards == 2
+    assert torch.isfinite(job.engine.step(lambda: job.task.loss(job.model, job.task.microbatches(0, 1)[0])))
