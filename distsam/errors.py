@@ -1,5 +1,8 @@
 """What can go wrong in a way that its user can mend; every room may raise these, only the command line prints them."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
 
 class InputError(ValueError):
     """What the user gave cannot be used.
@@ -25,6 +28,36 @@ class ArgumentError(InputError):
         super().__init__(f"{argument}: {problem}")
         self.argument = argument
         self.problem = problem
+
+
+@contextmanager
+def renaming(names: Mapping[str, str]) -> Iterator[None]:
+    """An ArgumentError from within names the argument as the caller knows it.
+
+    Args:
+        names: argument of the called -> what the caller was given it by; other arguments keep their names. An index
+            behind the name stays: with {"norms": "init_norms"}, `norms[1]` becomes `init_norms[1]`.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        name, bracket, index = error.argument.partition("[")
+        if name not in names:
+            raise
+        raise ArgumentError(f"{names[name]}{bracket}{index}", error.problem) from None
+
+
+class UserCodeError(InputError):
+    """Code that the user gave raised; the message is one line, and the user's own traceback goes with it.
+
+    Args:
+        problem: which code raised what.
+        user_traceback: as Python prints it, from the first frame of the user's code on, with the exception.
+    """
+
+    def __init__(self, problem: str, user_traceback: str) -> None:
+        super().__init__(problem)
+        self.user_traceback = user_traceback
 
 
 class SharedInputError(InputError):

@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from command_line import assert_same_weights, environment, small_config, torchrun
-
 from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.tracking import read_rows
 

@@ -7,7 +7,6 @@ import matplotlib.image
 import numpy as np
 import pytest
 from command_line import ROOT, alone, from_file, invoke, on_two_ranks, run, small_config
-
 from distsam.train.tracking import read_rows
 
 

@@ -22,7 +22,6 @@ from command_line import (
     torchrun,
     weights,
 )
-
 from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.tracking import read_rows
 

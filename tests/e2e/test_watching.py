@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 from command_line import invoke, small_config
-
 from distsam.train.tracking import read_rows
 
 

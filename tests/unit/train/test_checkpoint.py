@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from distsam.train.checkpoint_files import damaged_checkpoints, finished_checkpoints
 from torch import Tensor
 
 from distsam.errors import CheckpointFailed, InputError
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_files import damaged_checkpoints, finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
 
 

@@ -1,12 +1,12 @@
 from pathlib import Path
 
 import pytest
+from distsam.train.checkpoint_files import write_facts
+from distsam.train.run_folder import RunFolder, check_folder, fingerprint, write_atomically
 
 from distsam.errors import InputError
-from distsam.train.checkpoint_files import write_facts
 from distsam.train.config import Config, validate
 from distsam.train.config_file import to_yaml
-from distsam.train.run_folder import RunFolder, check_folder, fingerprint, write_atomically
 
 
 def config_of(path: Path, **train: object) -> Config:

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-
 from distsam.train.summary import read_summary, versions, write_summary
 
 

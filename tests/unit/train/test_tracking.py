@@ -6,7 +6,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-
 from distsam.train.tracking import MetricsFile, WandbMirror, read_rows
 
 
