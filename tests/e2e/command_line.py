@@ -65,8 +65,8 @@ def run(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:
 def weights(run_dir: Path) -> dict[str, Any]:
     """The last checkpoint's weights and optimizer state, whole."""
     import torch
-    from distsam.train.checkpoint_files import finished_checkpoints
 
+    from distsam.runs.checkpoints import finished_checkpoints
     from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
 
     path = finished_checkpoints(run_dir / "checkpoints")[-1]
