@@ -10,6 +10,7 @@ _MAX_COLOURS = 10
 _MAX_ENTRIES = 16
 _SPAN_SHOWN = 1e5
 _ROOM_BELOW = 3
+_MAX_POINTS_TO_AVOID = 20_000
 _DASHES = ("-", "--", ":", "-.")
 
 
@@ -22,7 +23,7 @@ def new_figure(title: str) -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(12, 8))
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(2, 2, sharex=True).flat)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.91, wspace=0.17, hspace=0.25)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.91, wspace=0.24, hspace=0.25)
     figure.suptitle(title)
     for axis in panels:
         axis.set_xlabel("step [updates]")
@@ -78,13 +79,25 @@ def spread_scale(axis: Any, values: Sequence[float]) -> None:
         _cut_off(axis, min(value for value in values if value >= lowest) / _ROOM_BELOW)
 
 
-def add_legend(axis: Any, note: str, **options: Any) -> None:
-    """A legend of the lines that have a label, or `note` where they would be too many."""
-    count = len(axis.get_legend_handles_labels()[0])
-    if 1 <= count <= _MAX_ENTRIES:
-        axis.legend(frameon=False, fontsize="small", ncols=1 if count <= _MAX_ENTRIES // 2 else 2, **options)
-    elif axis.lines:
-        axis.text(0.02, 0.97, note, transform=axis.transAxes, va="top", fontsize="small")
+def add_legend(axis: Any, note: str) -> None:
+    """A legend of the lines that have a label; where they would be too many, `note` and the one that ends highest."""
+    lines, labels = axis.get_legend_handles_labels()
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+    if 1 <= len(labels) <= _MAX_ENTRIES:
+        # Looking for the place that hides least takes seconds where there is much to be hidden.
+        is_small = sum(len(line.get_xdata()) for line in lines) <= _MAX_POINTS_TO_AVOID
+        axis.legend(
+            loc="best" if is_small else "upper right",
+            fontsize="small",
+            ncols=1 if len(labels) <= _MAX_ENTRIES // 2 else 2,
+            framealpha=box["alpha"],
+            edgecolor=box["edgecolor"],
+        )
+    elif labels:
+        ends = {label: line.get_ydata()[-1] for line, label in zip(lines, labels, strict=True) if len(line.get_ydata())}
+        highest = max(ends, key=ends.__getitem__, default="none")
+        text = f"{note}\nhighest at the end: {highest}"
+        axis.text(0.02, 0.97, text, transform=axis.transAxes, va="top", fontsize="small", bbox=box)
 
 
 def say_if_empty(axis: Any, values: Sequence[float]) -> None:

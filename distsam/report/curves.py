@@ -75,10 +75,7 @@ def _draw_scores(axis: Any, rows: Rows, goal: SavedGoal | None) -> None:
     if column == "r2":
         _scale_r2(axis, values)
     else:
-        direction = "" if goal is None else f", {'higher' if goal.higher_is_better else 'lower'} is better"
-        axis.set_title(f"Score: {column}" if column else "Scores")
-        axis.set_ylabel(f"{column} [unit as scored]{direction}")
-        spread_scale(axis, values)
+        _scale_score(axis, values, column, goal)
     add_legend(axis, f"{len(found)} parts, dark to light in order")
     say_if_empty(axis, values)
 
@@ -90,6 +87,15 @@ def _scale_r2(axis: Any, values: list[float]) -> None:
     axis.set_ylabel("R² [no unit]" + (f", cut off below {_LOWEST_R2:g}" if is_cut else ""))
     if values:
         axis.set_ylim(max(_LOWEST_R2, min(values) - 0.05), 1.02)
+
+
+def _scale_score(axis: Any, values: list[float], column: str, goal: SavedGoal | None) -> None:
+    """An error that falls over decades is read on a logarithmic scale; a score that rises towards a bound is not."""
+    direction = "" if goal is None else f" ({'higher' if goal.higher_is_better else 'lower'} is better)"
+    axis.set_title(f"Score: {column}{direction}" if column else "Scores")
+    axis.set_ylabel(f"{column} [unit as scored]".strip())
+    if goal is not None and not goal.higher_is_better and min(values, default=0) > 0:
+        spread_scale(axis, values)
 
 
 def _draw_deviation(axis: Any, rows: Rows) -> None:

@@ -92,7 +92,7 @@ def test_the_score_is_the_goals_on_every_part(tmp_path: Path, monkeypatch: pytes
     Summary(goal=SavedGoal("test/error", higher_is_better=False)).write(tmp_path / "summary.json")
     axis = drawn_axes(write(tmp_path, [{"train/step": s, **scores} for s in range(3)]), monkeypatch)[1]
     assert legend_of(axis) == ["train (last 0.5)", "test (last 0.7)"]
-    assert "lower is better" in axis.get_ylabel()
+    assert axis.get_title() == "Score: error (lower is better)"
 
 
 def test_without_a_summary_the_score_that_most_parts_have_is_drawn(
@@ -123,9 +123,11 @@ def test_many_cores_get_a_note_instead_of_a_legend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: int, cores: int, note: str
 ) -> None:
     keys = [f"balance/n.{n}/core_norm_sq/{k}" for n in range(networks) for k in range(cores)]
-    rows = [{"train/step": s, **dict.fromkeys(keys, 1.0 + s)} for s in range(3)]
+    rows = [{"train/step": s, **{key: 1.0 + s + i for i, key in enumerate(keys)}} for s in range(3)]
     norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
-    assert [text.get_text() for text in norms.texts] == [note]
+    [text] = norms.texts
+    last = "39" if networks == 1 else "n.63, 1"
+    assert text.get_text() == f"{note}\nhighest at the end: {last}"
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
