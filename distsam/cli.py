@@ -2,15 +2,16 @@
 
 import os
 import sys
+from contextlib import suppress
 from typing import Annotated
 
 import typer
 
 from distsam import __version__
 from distsam.commands.evaluate import evaluate
+from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
-from distsam.environment import place
 
 app = typer.Typer(
     help="Train sharded tensor networks with distributed SAM and see the norm deviation of their cores.",
@@ -24,15 +25,15 @@ for command in (train, evaluate, predict):
 
 def main() -> None:
     """The console script."""
+    begin_loading()
     try:
         app()
     except SystemExit as end:
-        if not place().is_launched:
-            raise
-        # Threads of gloo outlive the process group and abort the process (1 of 40 ends) when one of them wants
-        # the interpreter while it is taken down. All files are closed by now, so nothing is left to take down.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Taking torch down takes half a second, and threads of gloo that outlive the process group abort the process
+        # (1 of 40 ends) when they want the interpreter meanwhile. All files are closed by now: nothing is left to do.
+        with suppress(OSError):  # nobody may be reading any more
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from distsam.commands.loading import end_loading
 from distsam.commands.messages import mistakes_as_messages
 
 
@@ -21,6 +22,7 @@ def evaluate(
         from distsam.runs.summary import read_summary
         from distsam.train import evaluate_run
 
+        end_loading()
         scores = evaluate_run(run)
         if as_json:
             print(json.dumps(without_infinities(scores), allow_nan=False))

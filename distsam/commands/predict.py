@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from distsam.commands.loading import end_loading
 from distsam.commands.messages import mistakes_as_messages
 
 
@@ -19,4 +20,5 @@ def predict(
     with mistakes_as_messages():
         from distsam.train import predict_run
 
+        end_loading()
         print(f"{output}: {predict_run(run, output, entries)}")

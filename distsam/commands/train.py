@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from distsam.commands.loading import end_loading
 from distsam.commands.messages import mistakes_as_messages
 from distsam.environment import place
 
@@ -26,6 +27,7 @@ def train(
         # Only now: it loads torch, which a misspelt key need not wait for.
         from distsam.train import run_training
 
+        end_loading()
         summary = run_training(settings)
         if place().rank == 0:
             from distsam.commands.table import run_report
