@@ -31,9 +31,10 @@ def main() -> None:
     except SystemExit as end:
         # Taking torch down takes half a second, and threads of gloo that outlive the process group abort the process
         # (1 of 40 ends) when they want the interpreter meanwhile. All files are closed by now: nothing is left to do.
-        with suppress(OSError):  # nobody may be reading any more
-            sys.stdout.flush()
-            sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):  # nobody may be reading any more
+                if stream is not None:
+                    stream.flush()
         os._exit(end.code if isinstance(end.code, int) else 0)
 
 

@@ -70,8 +70,12 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             if not self.holds_run():
-                write_atomically(self.config, config)
+                self.write_config(config)
         except OSError as error:
             raise ArgumentError(
                 "path", f"{self.path} cannot be written ({error.strerror}); choose a folder that you may write"
             ) from None
+
+    def write_config(self, config: str) -> None:
+        """Replace config.yaml: a run that goes on may do so with other steps, cadences and rates."""
+        write_atomically(self.config, config)

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from distsam.errors import InputError, TrainingDiverged
-from distsam.runs.atomic import write_atomically
 from distsam.runs.checkpoints import damaged_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.runs.rows import Row
@@ -109,7 +108,7 @@ class _Run:
         self.state = LoopState()
         self._resume()
         if self.is_first:
-            write_atomically(folder.config, to_yaml(config))  # steps, cadences and rates may be new ones
+            folder.write_config(to_yaml(config))
 
     def train(self) -> Summary:
         """Run the loop and write what remains of it."""

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+import distsam
 from distsam.commands import messages
 from distsam.errors import InputError, SharedInputError, UserCodeError
 
@@ -75,3 +76,12 @@ def test_what_can_be_typed_is_known_before_anything_heavy_is_loaded(module: str)
     code = f"import sys, {module}; sys.exit(', '.join(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("output", ["| cat", "| true", ">&-"])
+def test_the_end_is_quiet_whoever_reads(output: str) -> None:
+    """Output is flushed by hand, because the process ends without taking Python down."""
+    command = f"{sys.executable} -m distsam --version 2>&1 {output}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == (f"distsam {distsam.__version__}\n" if output == "| cat" else "")
+    assert done.stderr == ""
