@@ -31,8 +31,9 @@ def run_report(summary: Summary, run_dir: str) -> str:
     lines.append(("steps", f"{summary.steps}  (ended by {summary.stopped_by}, {summary.wall_s:.1f} s)"))
     lines.append(("run folder", run_dir))
     width = max([15, *(len(label) + 1 for label, _ in lines)])
-    table = score_table(summary.numbers, summary.goal.columns if summary.goal else ())
-    return "\n".join(["", table, "", *(f"{label:<{width}} {text}" for label, text in lines)])
+    # Which of its numbers are scores, only the goal says.
+    table = [] if summary.goal is None else ["", score_table(summary.numbers, summary.goal.columns), ""]
+    return "\n".join([*table, *(f"{label:<{width}} {text}" for label, text in lines)])
 
 
 def number(value: Number) -> str:

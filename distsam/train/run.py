@@ -212,6 +212,7 @@ class _Run:
         if not loop.has_stepped:
             kept = from_first_rank(lambda: read_summary(self.folder.summary, of_this_step))
         summary = kept or self._summarise(loop)
+        summary.goal = _GOAL
         summary.stopped_by = signals.received or self._reason(loop)
         if self.is_first:
             summary.write(self.folder.summary)
@@ -230,7 +231,6 @@ class _Run:
             wall_s=loop.elapsed_s,
             weights="best" if state.best.tensors or state.last_is_best else "last",
             best_step=state.step if state.last_is_best else state.best.step,
-            goal=_GOAL,
             networks={found.name: network for found in self.job.coordinator.networks},
             numbers={**final, **{f"last/{key}": value for key, value in last.items()}, **loop.balance},
             more={

@@ -1,9 +1,8 @@
 """What a tracker is."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Protocol
-
-from distsam.runs.rows import Row
 
 
 class Tracker(Protocol):
@@ -33,7 +32,7 @@ class TrackerGroup:
     def __init__(self, members: Sequence[Tracker]) -> None:
         self.members = tuple(members)
 
-    def log(self, row: Row) -> None:
+    def log(self, row: Mapping[str, float | int | None]) -> None:
         """Tell all of a row."""
         for tracker in self.members:
             tracker.log(row)
@@ -44,6 +43,7 @@ class TrackerGroup:
             tracker.alert(message)
 
     def close(self) -> None:
-        """Close all."""
-        for tracker in self.members:
-            tracker.close()
+        """Close all, the last first, also where one of them raises."""
+        with ExitStack() as closing:
+            for tracker in self.members:
+                closing.callback(tracker.close)

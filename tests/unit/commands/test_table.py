@@ -40,3 +40,8 @@ def test_of_many_networks_the_largest_deviation_is_named() -> None:
     for count, expected in ((1, "0"), (3, "n.0 0, n.1 1, n.2 2"), (64, "63 in n.63, the largest of 64 networks")):
         numbers = {**SCORES, **{f"balance/n.{i}/norm_deviation": float(i) for i in range(count)}}
         assert f"norm deviation  {expected}  (last step)" in report_of(goal=GOAL, numbers=numbers)
+
+
+def test_a_summary_without_a_goal_has_no_table() -> None:
+    summary = Summary(steps=7, stopped_by="last step", numbers=SCORES)
+    assert [line.split()[0] for line in run_report(summary, "runs/a").splitlines()] == ["steps", "run"]
