@@ -24,3 +24,8 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
         size = env.get("SLURM_STEP_NUM_TASKS", env["SLURM_NTASKS"])
         return Place(int(env["SLURM_PROCID"]), int(size), int(env.get("SLURM_LOCALID", "0")), True)
     return Place(0, 1, 0, False)
+
+
+def machine(env: Mapping[str, str] = os.environ) -> int | None:
+    """The number of this machine among those of the run, where the launcher says so: torchrun does, srun does not."""
+    return int(env["GROUP_RANK"]) if "RANK" in env and "GROUP_RANK" in env else None

@@ -17,7 +17,6 @@
 set -euo pipefail
 
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-torchrun=$(dirname "${BASH_SOURCE[0]}")/torchrun.py
 
 if [ "${NNODES:-1}" = 1 ]; then
     rendezvous=(--standalone)
@@ -29,4 +28,4 @@ if [ -n "${LOCAL_ADDR:-}" ]; then
     rendezvous+=(--local-addr "$LOCAL_ADDR")
 fi
 
-exec "${PYTHON:-python}" "$torchrun" "${rendezvous[@]}" --nproc-per-node "${NPROC:-auto}" -m distsam train "$@"
+exec "${PYTHON:-python}" -m distsam.launch "${rendezvous[@]}" --nproc-per-node "${NPROC:-auto}" -m distsam train "$@"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distsam.errors import CheckpointFailed
-from distsam.train.checkpoint_files import UNFINISHED, finished_checkpoints, sync_folder, write_facts
+from distsam.runs.checkpoints import UNFINISHED, finished_checkpoints, sync_folder, write_facts
 from distsam.train.checkpoint_reader import load_tensors
 
 

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from distsam.runs.rows import Row
 from distsam.train.build import Job
 from distsam.train.config import TrainConfig
-from distsam.train.rows import RowBook
+from distsam.train.row_book import RowBook
 from distsam.train.run_state import BestWeights
-from distsam.train.tracking import Row
 
 
 @dataclass

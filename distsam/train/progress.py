@@ -1,33 +1,40 @@
 """What a person sees while it trains: a bar in a terminal, plain lines anywhere else."""
 
+import sys
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from distsam.runs.rows import STEP
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _BAR_EVERY_S = 0.2
 _LINE_EVERY_S = 1.0
-_LABELS = ("loss", "R2", "deviation", "steps/s")
 
 
 class TrainingProgress:
-    """Shows loss, R2 on the validation entries, norm deviation, speed and time left; silent off rank 0.
+    """Shows loss, the score that decides, norm deviation, speed and time left; silent off rank 0.
 
     Args:
         steps: the step at which training ends.
         start: the step that it goes on from.
         shown: whether this rank shows anything.
-        console: where; standard output when not given.
+        goal_key: the score that decides, such as "validation/r2"; while it has no value, "train/r2" is shown.
+        stream: where; standard output when not given.
     """
 
-    def __init__(self, steps: int, start: int, shown: bool, console: Console | None = None) -> None:
+    def __init__(self, steps: int, start: int, shown: bool, goal_key: str, stream: TextIO | None = None) -> None:
         self.steps = steps
-        self._console = console or Console(soft_wrap=True, highlight=False)
         self._shown = shown
-        self._values = dict.fromkeys(_LABELS, "-")
+        self._stream = stream or sys.stdout
+        self._goal_key = goal_key
+        self._column = goal_key.rpartition("/")[2]
+        self._score = self._column.upper() if len(self._column) == 2 else self._column  # r2 is written R2
+        self._values = dict.fromkeys(("loss", self._score, "deviation", "steps/s"), "-")
         self._last_shown_s = 0.0
-        self._bar = _make_bar(self._console) if shown and self._console.is_terminal else None
+        self._bar = _make_bar(self._stream) if shown and self._stream.isatty() else None
         if self._bar is not None:
             self._bar.start()
             self._task = self._bar.add_task("train", total=steps, completed=start, values=self._short_text())
@@ -45,15 +52,15 @@ class TrainingProgress:
         """Take up the newest logged row."""
         if not self._shown:
             return
-        self._values.update(_headline(row))
-        step = int(row["train/step"] or 0)
+        self._values.update(self._shown_of(row))
+        step = int(row[STEP] or 0)
         if self._bar is not None:
             return
         now = time.monotonic()
         if now - self._last_shown_s >= _LINE_EVERY_S or step >= self.steps:
             self._last_shown_s = now
             width = len(str(self.steps))
-            self._console.print(f"step {step:{width}d}/{self.steps}  {self._text()}", markup=False)
+            print(f"step {step:{width}d}/{self.steps}  {self._text()}", file=self._stream, flush=True)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -67,29 +74,33 @@ class TrainingProgress:
 
     def _short_text(self) -> str:
         """The same beside a bar: a terminal of 80 columns must have room for the step and the time left."""
-        loss, r2, deviation, speed = self._values.values()
-        return f"loss {loss} R2 {r2} dev {deviation} {speed}/s"
+        loss, score, deviation, speed = self._values.values()
+        return f"loss {loss} {self._score} {score} dev {deviation} {speed}/s"
+
+    def _shown_of(self, row: Mapping[str, float | int | None]) -> dict[str, str]:
+        """Label -> text of what `row` has of it; the largest deviation where there are several networks."""
+        deviations = [v for k, v in row.items() if k.endswith("/norm_deviation") and v is not None]
+        score = row.get(self._goal_key)
+        found = {
+            "loss": row.get("train/loss"),
+            self._score: row.get(f"train/{self._column}") if score is None else score,
+            "deviation": max(deviations, default=None),
+            "steps/s": row.get("time/steps_per_s"),
+        }
+        return {label: f"{value:.4g}" for label, value in found.items() if value is not None}
 
 
-def _make_bar(console: Console) -> Progress:
+def _make_bar(stream: TextIO) -> "Progress":
+    # Here, because a run without a terminal need not load it.
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     # Few refreshes: the bar's thread holds the interpreter while it draws, and a step can take 1 ms.
     return Progress(
         BarColumn(bar_width=6),
         MofNCompleteColumn(),
         TextColumn("{task.fields[values]}"),
         TimeRemainingColumn(),
-        console=console,
+        console=Console(file=stream, soft_wrap=True, highlight=False),
         refresh_per_second=2,
     )
-
-
-def _headline(row: Mapping[str, float | int | None]) -> dict[str, str]:
-    deviations = [v for k, v in row.items() if k.endswith("/norm_deviation") and v is not None]
-    r2 = row.get("validation/r2")
-    found = {
-        "loss": row.get("train/loss"),
-        "R2": row.get("train/r2") if r2 is None else r2,
-        "deviation": max(deviations, default=None),
-        "steps/s": row.get("time/steps_per_s"),
-    }
-    return {label: f"{value:.4g}" for label, value in found.items() if value is not None}

@@ -7,22 +7,34 @@ from typing import Any
 import torch
 
 from distsam.errors import InputError, TrainingDiverged
+from distsam.runs.checkpoints import damaged_checkpoints
+from distsam.runs.folder import RunFolder
+from distsam.runs.rows import Row
+from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import World, close_world, open_world
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.build import Job, Problem, build_job, build_problem
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_files import damaged_checkpoints
 from distsam.train.checkpoint_reader import read_facts, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import to_yaml
 from distsam.train.loop import LoopState, TrainingLoop
 from distsam.train.opening import describe_run, doubts
 from distsam.train.progress import TrainingProgress
-from distsam.train.run_folder import RunFolder, check_folder, fingerprint, write_atomically
 from distsam.train.run_state import make_room, put_weights, run_tensors
+from distsam.train.same_run import check_folder, claim_folder, fingerprint
 from distsam.train.stop_signals import StopSignals
-from distsam.train.summary import Summary, read_summary, versions, write_summary
-from distsam.train.tracking import MetricsFile, Row, WandbMirror
+from distsam.train.trackers.jsonl import JsonlTracker
+from distsam.train.trackers.tracker import TrackerGroup
+from distsam.train.trackers.wandb import WandbTracker
+from distsam.train.versions import versions
+
+_GOAL = SavedGoal(
+    key="validation/r2",
+    higher_is_better=True,
+    columns=("r2", "r2_uncentred", "rmse", "mae"),
+    headline=(("held-out R2", "heldout/r2"), ("held-out RMSE", "heldout/rmse")),
+)
 
 
 def run_training(config: Config) -> Summary:
@@ -78,7 +90,7 @@ def _identify(config: Config, problem: Problem) -> dict[str, str]:
 def _start_job(config: Config, folder: RunFolder, problem: Problem, world: World) -> Job:
     job = build_job(config, problem, world)
     if world.rank == 0:
-        folder.claim(to_yaml(config))
+        claim_folder(folder, config)
     return job
 
 
@@ -96,20 +108,17 @@ class _Run:
         self.state = LoopState()
         self._resume()
         if self.is_first:
-            write_atomically(folder.config, to_yaml(config))  # steps, cadences and rates may be new ones
+            folder.write_config(to_yaml(config))
 
     def train(self) -> Summary:
         """Run the loop and write what remains of it."""
         if self.is_first:
             self._open()
-        metrics = MetricsFile(self.folder.metrics, self.state.step) if self.is_first else None
-        wandb = self._open_wandb()
-        progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first)
+        trackers = self._open_trackers()
+        progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=_GOAL.key)
 
         def write_row(row: Row) -> None:
-            if metrics is not None:
-                metrics.log(row)
-            wandb.log(row)
+            trackers.log(row)
             progress.show(row)
 
         loop = TrainingLoop(
@@ -129,9 +138,7 @@ class _Run:
                 summary = self._finish(loop, signals)
         finally:
             progress.close()
-            if metrics is not None:
-                metrics.close()
-            wandb.close()
+            trackers.close()
         return summary
 
     def _open(self) -> None:
@@ -204,9 +211,11 @@ class _Run:
         kept = None
         if not loop.has_stepped:
             kept = from_first_rank(lambda: read_summary(self.folder.summary, of_this_step))
-        summary = {**(kept or self._summarise(loop)), "stopped_by": signals.received or self._reason(loop)}
+        summary = kept or self._summarise(loop)
+        summary.goal = _GOAL
+        summary.stopped_by = signals.received or self._reason(loop)
         if self.is_first:
-            write_summary(self.folder.summary, summary)
+            summary.write(self.folder.summary)
         return summary
 
     def _summarise(self, loop: TrainingLoop) -> Summary:
@@ -216,37 +225,41 @@ class _Run:
         if state.best.tensors and not state.last_is_best:
             put_weights(self.job.model, state.best.tensors)
             final = self.job.task.evaluate(self.job.model)
-        return {
-            **final,
-            **{f"last/{key}": value for key, value in last.items()},
-            **loop.balance,
-            "balance_step": state.step,
-            "core_names": {network.name: list(spec.core_names) for network in self.job.coordinator.networks},
-            "weights": "best" if state.best.tensors or state.last_is_best else "last",
-            "best_step": state.step if state.last_is_best else state.best.step,
-            "steps": state.step,
-            "stopped_by": None,
-            "world_size": self.job.world.world_size,
-            "wall_s": loop.elapsed_s,
-            "num_parameters": spec.num_parameters,
-            "device": str(self.job.world.device),
-            "sharding": self.job.plan.describe(),
-            "versions": versions(),
-            **self.identity,
-        }
+        network = SavedNetwork(spec.format, spec.shape, spec.core_names, spec.num_parameters)
+        return Summary(
+            steps=state.step,
+            wall_s=loop.elapsed_s,
+            weights="best" if state.best.tensors or state.last_is_best else "last",
+            best_step=state.step if state.last_is_best else state.best.step,
+            networks={found.name: network for found in self.job.coordinator.networks},
+            numbers={**final, **{f"last/{key}": value for key, value in last.items()}, **loop.balance},
+            more={
+                "balance_step": state.step,
+                "world_size": self.job.world.world_size,
+                "num_parameters": spec.num_parameters,
+                "device": str(self.job.world.device),
+                "sharding": self.job.plan.describe(),
+                "versions": versions(),
+                **self.identity,
+            },
+        )
 
     def _reason(self, loop: TrainingLoop) -> str:
         if self.state.step >= self.config.train.steps:
             return "last step"
         return "early stopping" if loop.stopped_early else "a signal to another rank"
 
-    def _open_wandb(self) -> WandbMirror:
+    def _open_trackers(self) -> TrackerGroup:
+        """The record of the run and its mirror; none on ranks other than 0."""
+        if not self.is_first:
+            return TrackerGroup(())
         wandb = self.config.wandb
-        return WandbMirror(
-            wandb.mode if self.is_first else "disabled",
+        mirror = WandbTracker(
+            wandb.mode,
             self.folder.path,
             project=wandb.project,
             name=wandb.name,
             group=wandb.group,
             config=self.config.model_dump(),
         )
+        return TrackerGroup((JsonlTracker(self.folder.metrics, self.state.step), mirror))

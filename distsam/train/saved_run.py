@@ -1,26 +1,25 @@
 """A run that is over, opened again in one process: its scores and its predictions."""
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from distsam.errors import InputError, renaming
+from distsam.errors import InputError
+from distsam.runs.atomic import write_atomically
+from distsam.runs.checkpoints import finished_checkpoints
+from distsam.runs.folder import RunFolder
 from distsam.sharding import World
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import Entries
 from distsam.tasks.files import read_indices
 from distsam.tensornet import TensorNetwork
 from distsam.train.build import build_problem, build_task
-from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, tensor_shapes
 from distsam.train.config import DataConfig
 from distsam.train.config_file import load_config
-from distsam.train.run_folder import RunFolder
 from distsam.train.run_state import BEST, MODEL, model_tensors
 
 
@@ -53,7 +52,7 @@ def open_run(run_dir: str | Path) -> SavedRun:
     _check_data(config.data, problem.entries, facts["data_sha256"], folder)
     task = build_task(config, problem, world)
     # Its start is overwritten below, so it may be any.
-    model = TensorNetwork(problem.spec, dtype=task.context.dtype, device=task.context.device)
+    model = TensorNetwork(problem.spec, dtype=task.dtype, device=task.device)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
     prefix = BEST if has_best and not facts["last_is_best"] else MODEL
     load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
@@ -86,13 +85,12 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
         prediction = run.task.fill(run.model, keep_known=False)
         tensor, known = prediction.copy(), run.task.entries
         tensor[tuple(known.indices.T)] = known.values
-        _write(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
+        write_atomically(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
         num_known = len(known.values)
         return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
-    with renaming({"path": "--entries"}):
-        indices = read_indices(entries, run.task.entries.shape)
+    indices = read_indices(entries, run.task.entries.shape, key="--entries")
     values = run.task.predict(run.model, indices)
-    _write(target, lambda stream: np.savez(stream, indices=indices, values=values))
+    write_atomically(target, lambda stream: np.savez(stream, indices=indices, values=values))
     return f"values of shape {values.shape}: predicted, whether known or not"
 
 
@@ -117,15 +115,3 @@ def _checked_output(output: Path) -> Path:
     if output.is_dir() or not os.access(output.parent, os.W_OK):
         raise InputError(f"--output: {output} cannot be written; choose another file")
     return output
-
-
-def _write(target: Path, write: Callable[[Any], None]) -> None:
-    part = target.with_name(f".{target.name}.tmp")
-    try:
-        with part.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ def weights(run_dir: Path) -> dict[str, Any]:
     """The last checkpoint's weights and optimizer state, whole."""
     import torch
 
-    from distsam.train.checkpoint_files import finished_checkpoints
+    from distsam.runs.checkpoints import finished_checkpoints
     from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
 
     path = finished_checkpoints(run_dir / "checkpoints")[-1]

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from command_line import assert_same_weights, environment, small_config, torchrun
 
-from distsam.train.checkpoint_files import finished_checkpoints
-from distsam.train.tracking import read_rows
+from distsam.runs.checkpoints import finished_checkpoints
+from distsam.runs.rows import read_rows
 
 # One rank writes its process id before anything else, so that the moment of the kill may be any.
 ENTRY = """

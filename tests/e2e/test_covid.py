@@ -32,7 +32,7 @@ def train(folder: Path, config: str, *overrides: str) -> list[dict[str, Any]]:
     """The summaries of a config in configs/, one a seed."""
     path = ROOT / "configs" / f"{config}.yaml"
     wanted = [[f"run.seed={seed}", f"run.dir={folder}/{config}{seed}", "train.num_threads=1"] for seed in SEEDS]
-    return [run_training(load_config(path, [*one, *overrides])) for one in wanted]
+    return [run_training(load_config(path, [*one, *overrides])).as_json() for one in wanted]
 
 
 def build(folder: Path, *overrides: str) -> Job:

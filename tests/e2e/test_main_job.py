@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from command_line import ROOT, alone, from_file, invoke, on_two_ranks, run, small_config
 
-from distsam.train.tracking import read_rows
+from distsam.runs.rows import read_rows
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,10 @@ def test_the_summary_holds_what_scripts_read(quickstart: Path) -> None:
     assert summary["balance/network/norm_deviation"] > 0
     # Scores are those of the best weights, the balance that of the last step: it says so.
     assert summary["balance_step"] == 600
-    assert summary["core_names"] == {"network": ["central", "factor_0", "factor_1", "factor_2"]}
+    [(name, network)] = summary["networks"].items()
+    assert (name, network["format"], network["shape"]) == ("network", "tucker", [438, 6, 11])
+    assert network["core_names"] == ["central", "factor_0", "factor_1", "factor_2"]
+    assert summary["goal"]["key"] == "validation/r2"
 
 
 def test_every_row_has_the_promised_names_in_the_order_of_steps(quickstart: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from command_line import invoke, small_config
 
-from distsam.train.tracking import read_rows
+from distsam.runs.rows import read_rows
 
 
 def test_wandb_is_told_where_it_belongs_and_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

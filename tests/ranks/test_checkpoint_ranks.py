@@ -8,8 +8,8 @@ import torch
 from rank_cases import build, this_world
 from rank_pool import RankPool
 
+from distsam.runs.checkpoints import finished_checkpoints
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_files import finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
 from distsam.train.run_state import BestWeights, make_room, run_tensors
 

@@ -1,14 +1,18 @@
 """Which rank says a mistake, and when: one line, whoever found it."""
 
+import subprocess
+import sys
+
 import pytest
 
-from distsam import cli
-from distsam.errors import InputError, SharedInputError
+import distsam
+from distsam.commands import messages
+from distsam.errors import InputError, SharedInputError, UserCodeError
 
-FIRST = {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
-SECOND = {"RANK": "1", "LOCAL_RANK": "1", "GROUP_RANK": "0"}
-FIRST_OF_ANOTHER_MACHINE = {"RANK": "2", "LOCAL_RANK": "0", "GROUP_RANK": "1"}
-SECOND_OF_ANOTHER_MACHINE = {"RANK": "3", "LOCAL_RANK": "1", "GROUP_RANK": "1"}
+FIRST = {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "4"}
+SECOND = {**FIRST, "RANK": "1", "LOCAL_RANK": "1"}
+FIRST_OF_ANOTHER_MACHINE = {**FIRST, "RANK": "2", "GROUP_RANK": "1"}
+SECOND_OF_ANOTHER_MACHINE = {**FIRST_OF_ANOTHER_MACHINE, "RANK": "3", "LOCAL_RANK": "1"}
 UNDER_SRUN = {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4"}
 SRUN_FIRST = {**UNDER_SRUN, "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
 SRUN_SECOND = {**UNDER_SRUN, "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
@@ -43,11 +47,11 @@ def test_a_mistake_is_said_by_the_rank_that_is_heard(
     for name, value in place.items():
         monkeypatch.setenv(name, value)
     waits: list[float] = []
-    monkeypatch.setattr(cli.time, "sleep", waits.append)
+    monkeypatch.setattr(messages.time, "sleep", waits.append)
     error = InputError("x: wrong") if kind == "alone" else SharedInputError("x: wrong")
-    with pytest.raises(cli.typer.Exit) as ended, cli._mistakes_as_messages():
+    with pytest.raises(SystemExit) as ended, messages.mistakes_as_messages():
         raise error
-    assert ended.value.exit_code == 2
+    assert ended.value.code == 2
     expected = alone if kind == "alone" else shared
     rank = place.get("RANK") or place.get("SLURM_PROCID") or "0"
     line = "distsam: x: wrong\n" if rank == "0" else f"distsam: rank {rank}: x: wrong\n"
@@ -55,11 +59,29 @@ def test_a_mistake_is_said_by_the_rank_that_is_heard(
     assert bool(waits) == ("waits" in expected)
 
 
-def test_scores_that_are_not_finite_are_null_in_json() -> None:
-    """A diverged run gave `Infinity`, which is no JSON."""
-    assert cli._without_infinities({"a": float("inf"), "b": float("nan"), "c": None, "d": 0.5}) == {
-        "a": None,
-        "b": None,
-        "c": None,
-        "d": 0.5,
-    }
+def test_the_traceback_of_code_that_the_user_gave_comes_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    error = UserCodeError("task.target: mine:make raised ZeroDivisionError", "Traceback ...\nZeroDivisionError\n")
+    with pytest.raises(SystemExit), messages.mistakes_as_messages():
+        raise error
+    assert capsys.readouterr().err.splitlines() == [
+        "Traceback ...",
+        "ZeroDivisionError",
+        "distsam: task.target: mine:make raised ZeroDivisionError",
+    ]
+
+
+@pytest.mark.parametrize("module", ["distsam.cli", "distsam.commands.table", "distsam.report.curves"])
+def test_what_can_be_typed_is_known_before_anything_heavy_is_loaded(module: str) -> None:
+    heavy = ("torch", "numpy", "matplotlib", "pydantic", "omegaconf", "wandb")
+    code = f"import sys, {module}; sys.exit(', '.join(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stderr.strip() == ""
+
+
+@pytest.mark.parametrize("output", ["| cat", "| true", ">&-"])
+def test_the_end_is_quiet_whoever_reads(output: str) -> None:
+    """Output is flushed by hand, because the process ends without taking Python down."""
+    command = f"{sys.executable} -m distsam --version 2>&1 {output}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout == (f"distsam {distsam.__version__}\n" if output == "| cat" else "")
+    assert done.stderr == ""

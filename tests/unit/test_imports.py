@@ -1,6 +1,7 @@
 """The house's import rules, read from the syntax trees."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +11,17 @@ import distsam
 
 PACKAGE = Path(distsam.__file__).parent
 ROOMS_BELOW = {
-    "cli": {"train", "report"},
-    "train": {"tensornet", "sharding", "balance", "optim", "engine", "tasks"},
+    "cli": {"commands"},
+    "commands": {"train", "report", "runs"},
+    "train": {"tensornet", "sharding", "balance", "optim", "engine", "tasks", "runs"},
     "tasks": {"tensornet"},
     "engine": {"optim", "balance", "sharding", "tensornet"},
     "optim": {"balance", "sharding", "tensornet"},
     "balance": {"sharding", "tensornet"},
     "sharding": {"tensornet"},
     "tensornet": set(),
-    "report": set(),
+    "report": {"runs"},
+    "runs": set(),
 }
 ONE_IMPORTER = (
     "deepspeed",
@@ -27,7 +30,6 @@ ONE_IMPORTER = (
     "opt_einsum",
     "pydantic",
     "omegaconf",
-    "typer",
     "rich",
 )
 FORBIDDEN_NAMES = {"utils", "helpers", "common", "misc", "types", "core"}
@@ -81,13 +83,24 @@ def test_tensornet_and_tasks_do_not_know_torch_distributed() -> None:
             assert not any(name.startswith("torch.distributed") for name in imports_of(file)), file
 
 
-def test_report_does_not_know_torch() -> None:
-    assert not any(room_of(file) == "report" for file in importers("torch"))
+def test_report_runs_and_commands_do_not_know_torch() -> None:
+    assert not any(room_of(file) in ("report", "runs", "commands") for file in importers("torch"))
 
 
-def test_only_train_and_cli_know_the_config() -> None:
+def test_runs_knows_the_standard_library_only() -> None:
     for file in FILES:
-        if room_of(file) not in ("train", "cli"):
+        if room_of(file) == "runs":
+            tops = {name.split(".")[0] for name in imports_of(file)}
+            assert tops <= {"distsam", *sys.stdlib_module_names}, file
+
+
+def test_only_the_commands_know_how_to_parse_a_command_line() -> None:
+    assert {room_of(file) for file in importers("typer")} == {"cli", "commands"}
+
+
+def test_only_train_and_commands_know_the_config() -> None:
+    for file in FILES:
+        if room_of(file) not in ("train", "commands"):
             assert not any(name.startswith("distsam.train") for name in imports_of(file)), file
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from distsam.errors import InputError
 from distsam.report import curves
+from distsam.runs.summary import SavedGoal, Summary
 
 
 def row(step: int) -> dict[str, float | int | None]:
@@ -19,8 +20,8 @@ def row(step: int) -> dict[str, float | int | None]:
         "train/r2": 1 - 1 / (step + 1),
         "heldout/r2": -float(step),
         "balance/network/norm_deviation": 1e-13 if step == 0 else 10.0 * step,
-        "balance/network/core_norm_sq/0": 1.0 + step,
-        "balance/network/core_norm_sq/1": 2.0,
+        "balance/network/core_norm_sq/left": 1.0 + step,
+        "balance/network/core_norm_sq/right": 2.0,
     }
 
 
@@ -40,7 +41,7 @@ def test_curves_are_drawn_however_few_rows_there_are(tmp_path: Path, steps: int)
 def drawn_axes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The four panels of curves.png."""
     figures: list[Figure] = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, path, **_: (figures.append(self), path.touch()))
+    monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: figures.append(self))
     curves.draw_curves(folder)
     return figures[0].axes
 
@@ -53,7 +54,7 @@ def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, mon
     assert "cut off below -1" in r2.get_ylabel()
     assert r2.get_ylim()[0] == -1
     assert "cut off" in deviation.get_ylabel()
-    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["core 0", "core 1"]
+    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["left", "right"]
     assert len(loss.lines) == 1
 
 
@@ -73,21 +74,60 @@ def test_a_deviation_that_starts_at_nothing_is_marked_at_the_foot_of_its_axis(
     assert "cut off below 3 (▼)" in deviation.get_ylabel()
 
 
-def test_core_norms_carry_the_names_that_the_summary_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "summary.json").write_text(json.dumps({"core_names": {"network": ["central", "factor_0"]}}))
-    norms = drawn_axes(write(tmp_path, [row(s) for s in range(3)]), monkeypatch)[3]
-    assert [text.get_text() for text in norms.get_legend().get_texts()] == ["central", "factor_0"]
+def legend_of(axis: Any) -> list[str]:
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_every_network_has_its_own_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cores of all networks were named after those of one."""
+    cores = {"encoder.0": ("central", "factor_0"), "head": ("core_0", "core_1", "core_2")}
+    norms = {f"balance/{n}/core_norm_sq/{core}": 4.0 for n, names in cores.items() for core in names}
+    rows = [{"train/step": s, **norms} for s in range(3)]
+    axis = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    assert legend_of(axis) == [f"{network}, {core}" for network, names in cores.items() for core in names]
+
+
+def test_the_score_is_the_goals_on_every_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = {"train/error": 0.5, "test/error": 0.7, "test/other": 3.0, "last/test/error": 1.0}
+    Summary(goal=SavedGoal("test/error", higher_is_better=False)).write(tmp_path / "summary.json")
+    axis = drawn_axes(write(tmp_path, [{"train/step": s, **scores} for s in range(3)]), monkeypatch)[1]
+    assert legend_of(axis) == ["train (last 0.5)", "test (last 0.7)"]
+    assert axis.get_title() == "Score: error (lower is better)"
+
+
+def test_without_a_summary_the_score_that_most_parts_have_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"sam/skipped": 0, "time/elapsed_s": 1.0, "das/clipped": 1, "test/top1": 0.1, "a/top5": 0.2, "b/top5": 0.3}
+    axis = drawn_axes(write(tmp_path, [{"train/step": s, **scores} for s in range(3)]), monkeypatch)[1]
+    assert legend_of(axis) == ["a (last 0.2)", "b (last 0.3)"]
+    assert axis.get_title() == "Score: top5"
+
+
+def test_a_single_row_is_a_visible_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for axis in drawn_axes(write(tmp_path, [row(1)]), monkeypatch):
+        assert all(line.get_marker() not in ("None", "") for line in axis.lines)
 
 
 def test_core_norms_are_drawn_as_norms_not_as_their_squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [{"train/step": s, "balance/n/core_norm_sq/0": (s + 2.0) ** 2} for s in range(3)]
+    rows = [{"train/step": s, "balance/n/core_norm_sq/left": (s + 2.0) ** 2} for s in range(3)]
     norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
     assert list(norms.lines[0].get_ydata()) == [2.0, 3.0, 4.0]
 
 
-def test_many_cores_get_a_note_instead_of_a_legend(tmp_path: Path) -> None:
-    rows = [{"train/step": s, **{f"balance/n/core_norm_sq/{i}": i + s for i in range(40)}} for s in range(3)]
-    assert curves.draw_curves(write(tmp_path, rows)).exists()
+@pytest.mark.parametrize(
+    ("networks", "cores", "note"),
+    [(1, 40, "40 cores, dark to light in order"), (64, 2, "128 cores of 64 networks, dark to light in order")],
+)
+def test_many_cores_get_a_note_instead_of_a_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, networks: int, cores: int, note: str
+) -> None:
+    keys = [f"balance/n.{n}/core_norm_sq/{k}" for n in range(networks) for k in range(cores)]
+    rows = [{"train/step": s, **{key: 1.0 + s + i for i, key in enumerate(keys)}} for s in range(3)]
+    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    [text] = norms.texts
+    last = "39" if networks == 1 else "n.63, 1"
+    assert text.get_text() == f"{note}\nhighest at the end: {last}"
 
 
 def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:

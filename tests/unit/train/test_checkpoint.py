@@ -10,8 +10,9 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 
 from distsam.errors import CheckpointFailed, InputError
+from distsam.runs import checkpoints
+from distsam.runs.checkpoints import damaged_checkpoints, finished_checkpoints
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_files import damaged_checkpoints, finished_checkpoints
 from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
 
 
@@ -118,7 +119,7 @@ def test_a_checkpoint_that_cannot_be_published_says_which_step_and_why(
 
     checkpointer = Checkpointer(tmp_path, 1, rank=0)
     checkpointer.save(3, tensors(), {})
-    monkeypatch.setattr(json, "dump", fill_the_disk)
+    monkeypatch.setattr(checkpoints, "write_atomically", fill_the_disk)
     with pytest.raises(CheckpointFailed, match=r"the checkpoint of step 3 .*No space left on device"):
         checkpointer.wait()
     assert not finished_checkpoints(tmp_path)

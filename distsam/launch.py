@@ -1,5 +1,8 @@
-"""torchrun, ending as its ranks end: with the exit code of the one that failed first.
+"""`python -m distsam.launch`: torchrun, ending as its ranks end: with the exit code of the one that failed first.
 
+    python -m distsam.launch --standalone --nproc-per-node 2 -m distsam train configs/quickstart.yaml
+
+It takes torchrun's arguments.
 Plain torchrun ends with 1 and two screens of its own traceback also where a rank has said in one line that the config
 is wrong, and ended with 2. Checking the config in one process beforehand would cost the start-up twice over.
 """
@@ -11,25 +14,27 @@ import time
 
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.run import main
+from torch.distributed.run import main, parse_args
 
-BAD_INPUT = 2
-LAST_WORDS_S = 3.0
+_BAD_INPUT = 2
+_LAST_WORDS_S = 3.0
 
 
 def run() -> int:
     """Run torchrun on this program's arguments; the exit code."""
+    # torchrun sets the same when nobody has, and warns.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Which rank got which signal when the first one failed: the summary below says it too.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         main()
     except ChildFailedError as error:
         _, first = error.get_first_failure()
-        if first.exitcode != BAD_INPUT:
+        if first.exitcode != _BAD_INPUT:
             print(error, file=sys.stderr)
-        elif os.environ.get("NNODES", "1") != "1":
+        elif parse_args(sys.argv[1:]).nnodes not in ("1", "1:1"):
             # The other machines' ranks end with 2 too, but a launcher that loses the one it met at ends with an error.
-            time.sleep(LAST_WORDS_S)
+            time.sleep(_LAST_WORDS_S)
         # A rank that was killed by signal s has -s; shells call that 128 + s.
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:

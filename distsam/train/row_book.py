@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from distsam.train.tracking import STEP, Row
+from distsam.runs.rows import STEP, Row
 
 
 class RowBook:

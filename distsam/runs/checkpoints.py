@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from distsam.runs.atomic import write_atomically
+
 INDEX = ".metadata"
 FACTS = "state.json"
 CONTENTS = "contents.json"
@@ -58,7 +60,4 @@ def _sha256(file: Path) -> str:
 
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        json.dump(value, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
+    write_atomically(file, json.dumps(value, indent=1))

@@ -1,5 +1,5 @@
-from distsam.train.rows import RowBook
-from distsam.train.tracking import Row
+from distsam.runs.rows import Row
+from distsam.train.row_book import RowBook
 
 
 def test_rows_come_out_whole_and_in_the_order_of_steps() -> None:

@@ -1,0 +1,1 @@
+"""What may I type? One file a command; `distsam.cli` registers them."""

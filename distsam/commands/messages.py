@@ -1,0 +1,53 @@
+"""A mistake is one line, printed once however many ranks there are, and an exit code."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from distsam.environment import machine, place
+from distsam.errors import CheckpointFailed, InputError, SharedInputError, TrainingDiverged, UserCodeError
+
+BAD_INPUT = 2
+FAILED = 1
+_SPEAKER_S = 10.0
+
+
+@contextmanager
+def mistakes_as_messages() -> Iterator[None]:
+    """A user's mistake is one line and exit code 2; a run that diverged or could not be saved, one line and 1.
+
+    Where code that the user gave has raised, its own traceback stands before that line.
+    """
+    try:
+        yield
+    except InputError as error:
+        _print_once(error, is_shared=isinstance(error, SharedInputError))
+        raise SystemExit(BAD_INPUT) from None
+    except (TrainingDiverged, CheckpointFailed) as error:
+        _print_once(error, is_shared=True)
+        raise SystemExit(FAILED) from None
+
+
+def _print_once(error: Exception, is_shared: bool) -> None:
+    """Print `error` on one rank of those that have it.
+
+    What all ranks have in common, rank 0 prints. What a rank found before it met the others, the first rank of its
+    machine prints.
+    """
+    here, here_machine = place(), machine()
+    if here.rank == 0 or (not is_shared and here.local_rank == 0):
+        _print(error, here.rank)
+        return
+    if is_shared and here_machine not in (None, 0):
+        return  # its launcher must end with this code too, before it loses that of rank 0
+    # torchrun kills a machine's ranks when the first one ends: let that be the one that has something to say.
+    time.sleep(_SPEAKER_S)
+    if not is_shared and here_machine is not None:
+        _print(error, here.rank)
+
+
+def _print(error: Exception, rank: int) -> None:
+    if isinstance(error, UserCodeError):
+        print(error.user_traceback.rstrip("\n"), file=sys.stderr)
+    print(f"distsam: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)

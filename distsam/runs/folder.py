@@ -1,0 +1,81 @@
+"""The folder of one run: what lies where, and whether a run may begin in it."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from distsam.errors import ArgumentError
+from distsam.runs.atomic import write_atomically
+from distsam.runs.checkpoints import finished_checkpoints
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run; nothing is created by naming them."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def summary(self) -> Path:
+        """Final scores of the run, and what it was."""
+        return self.path / "summary.json"
+
+    @property
+    def curves(self) -> Path:
+        """The picture of the rows."""
+        return self.path / "curves.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def holds_run(self) -> bool:
+        """Whether a run was started here; a folder of checkpoints of which none is whole is no run yet."""
+        files = (self.config, self.metrics, self.summary)
+        return any(p.exists() for p in files) or bool(finished_checkpoints(self.checkpoints))
+
+    def check_usable(self) -> None:
+        """Raise where no run could be kept here, whatever the folder holds.
+
+        Raises:
+            ArgumentError: of `path`: a file is in the way, or it cannot be written.
+        """
+        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not parent.is_dir():
+            raise ArgumentError("path", f"{self.path} cannot be a folder, because {parent} is a file")
+        if self.checkpoints.exists() and not self.checkpoints.is_dir():
+            raise ArgumentError("path", f"{self.path} holds a file {self.checkpoints.name}; choose another folder")
+        if not os.access(parent, os.W_OK):
+            raise ArgumentError("path", f"{self.path} cannot be written; choose a folder that you may write")
+
+    def claim(self, config: str) -> None:
+        """Create the folder and write `config` into its config.yaml, unless it holds a run already.
+
+        The config comes first: from it a run that is killed at any later moment can be resumed.
+
+        Raises:
+            ArgumentError: of `path`: the folder cannot be created or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self.holds_run():
+                self.write_config(config)
+        except OSError as error:
+            raise ArgumentError(
+                "path", f"{self.path} cannot be written ({error.strerror}); choose a folder that you may write"
+            ) from None
+
+    def write_config(self, config: str) -> None:
+        """Replace config.yaml: a run that goes on may do so with other steps, cadences and rates."""
+        write_atomically(self.config, config)

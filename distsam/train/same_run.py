@@ -1,0 +1,70 @@
+"""May this config run in this folder? Yes if it holds no run, or, with resume, the same one."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from distsam.errors import ArgumentError, InputError
+from distsam.runs.folder import RunFolder
+from distsam.train.config import Config
+from distsam.train.config_file import read_yaml, to_yaml
+
+# What makes two runs the same training: change one and the weights mean something else. Steps, cadences,
+# sharding, W&B and the numbers of the optimizer may change between the parts of one run.
+_DEFINING_SECTIONS = ("task", "data", "network")
+_DEFINING_KEYS = ("run.seed", "optim.method", "optim.base", "train.batch_size", "train.loss")
+
+
+def check_folder(folder: RunFolder, config: Config) -> None:
+    """InputError unless `config` may run in `folder`: it holds no run, or, with resume, the same one."""
+    try:
+        folder.check_usable()
+    except ArgumentError as error:
+        raise InputError(f"run.dir: {error.problem}") from None
+    if not folder.holds_run():
+        return
+    if config.train.resume == "never":
+        raise InputError(
+            f"run.dir: {folder.path} holds a run already; choose another run.dir, or set train.resume=auto"
+        )
+    if not folder.config.exists():
+        raise InputError(f"run.dir: {folder.path} has no config.yaml, so it cannot be resumed; choose another")
+    _check_same_run(read_yaml(folder.config), config, folder)
+
+
+def claim_folder(folder: RunFolder, config: Config) -> None:
+    """Create `folder` with the config in it, unless it holds a run; an InputError where it cannot be written."""
+    try:
+        folder.claim(to_yaml(config))
+    except ArgumentError as error:
+        raise InputError(f"run.dir: {error.problem}") from None
+
+
+def _check_same_run(saved: Mapping[str, Any], config: Config, folder: RunFolder) -> None:
+    now = defining_values(config.model_dump())
+    before = defining_values(saved)
+    for key, value in now.items():
+        if key not in before or before[key] != value:
+            was = repr(before[key]) if key in before else "absent"
+            raise InputError(
+                f"{key}: {value!r} differs from the run in {folder.path}, where it is {was}; "
+                f"resume with the same {key}, or choose another run.dir"
+            )
+
+
+def defining_values(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of everything that defines which training this is."""
+    values = {}
+    for section, content in raw.items():
+        for name, value in (content or {}).items():
+            key = f"{section}.{name}"
+            if section in _DEFINING_SECTIONS or key in _DEFINING_KEYS:
+                values[key] = value
+    return values
+
+
+def fingerprint(config: Config) -> str:
+    """16 hexadecimal digits, the same for two configs of the same training."""
+    text = json.dumps(defining_values(config.model_dump()), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

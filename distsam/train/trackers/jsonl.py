@@ -1,0 +1,29 @@
+"""The record of a run: metrics.jsonl."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from distsam.runs.rows import MetricsFile
+
+
+class JsonlTracker:
+    """Writes every row into metrics.jsonl.
+
+    Args:
+        path: the file.
+        start_step: the step from which the run goes on; see `MetricsFile`.
+    """
+
+    def __init__(self, path: Path, start_step: int) -> None:
+        self._file = MetricsFile(path, start_step)
+
+    def log(self, row: Mapping[str, float | int | None]) -> None:
+        """Append the row; it can be read by others before this returns."""
+        self._file.log(row)
+
+    def alert(self, message: str) -> None:
+        """Nothing: the file holds rows and only rows, for whoever reads it as a table."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,45 @@
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from distsam.runs.atomic import write_atomically
+
+
+def test_a_text_replaces_the_old_file(tmp_path: Path) -> None:
+    target = tmp_path / "summary.json"
+    for text in ("old", "new ü"):
+        write_atomically(target, text)
+        assert target.read_text(encoding="utf-8") == text
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_bytes_come_from_a_function(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "a", lambda stream: stream.write(b"\xff"))
+    assert (tmp_path / "a").read_bytes() == b"\xff"
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "summary.json"
+    write_atomically(target, "old")
+
+    def fail(stream: BinaryIO) -> None:
+        stream.write(b"half")
+        raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        write_atomically(target, fail)
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(target, "\ud800")
+    assert target.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_link_in_the_place_of_the_unfinished_file_is_not_followed(tmp_path: Path) -> None:
+    """Whoever could write into the folder chose which file of ours was overwritten."""
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    (tmp_path / ".out.tmp").symlink_to(precious)
+    write_atomically(tmp_path / "out", "new")
+    assert precious.read_text() == "precious"
+    assert not (tmp_path / "out").is_symlink()
