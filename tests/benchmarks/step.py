@@ -3,8 +3,8 @@
     python tests/benchmarks/step.py                       # one process, then two ranks, with and without sharding
     python tests/benchmarks/step.py --world 1 --networks covid cp
 
-What is compared, in CPU time of a rank's whole process (on one thread; gloo's threads count too), minimum over rounds in
-which the arms take turns, so that load hits them alike:
+What is compared, in CPU time of a rank's whole process (on one thread; gloo's threads count too), minimum over rounds
+in which the arms take turns, so that load hits them alike:
 
     plain   distsam.optim.Plain(Adam)          over   pass + Adam
     das     distsam.DAS(Adam)                  over   pass + Adam
