@@ -21,7 +21,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from command_line import assert_same_weights, environment, small_config, torchrun
+from command_line import LIMIT_S, assert_same_weights, environment, small_config, torchrun
 
 from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.rows import read_rows
@@ -85,7 +85,7 @@ def kill(folder: Path, process: subprocess.Popen[bytes], rank: int) -> bool:
     with contextlib.suppress(ProcessLookupError):
         if process.poll() is None:
             os.kill(int(pid), signal.SIGKILL)
-    if process.wait(60) == 0:
+    if process.wait(LIMIT_S) == 0:
         return False
     if not re.search(rf"exitcode\s*: -9 \(pid: {pid}\)", (folder / "log.txt").read_text()):
         fail(folder)

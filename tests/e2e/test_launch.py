@@ -7,11 +7,9 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import ROOT, environment, small_config
+from command_line import LIMIT_S, ROOT, environment, small_config
 
 LAUNCH = str(ROOT / "launch" / "torchrun.sh")
-# Starting two ranks takes a tenth of it on an idle machine.
-LIMIT_S = 120.0
 
 
 def launcher_environment(**more: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from command_line import (
+    LIMIT_S,
     ROOT,
     alone,
     assert_same_weights,
@@ -159,7 +160,7 @@ def test_a_run_on_two_ranks_goes_on_alone_and_back(tmp_path: Path) -> None:
 
 
 def wait_for_checkpoint(run_dir: Path) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     while not list((run_dir / "checkpoints").glob("step-????????")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -172,7 +173,7 @@ def test_a_signal_ends_the_run_in_good_order(tmp_path: Path, name: str, code: in
     with subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL) as process:
         wait_for_checkpoint(run_dir)
         process.send_signal(signal.Signals[name])
-        assert process.wait(timeout=60) == code
+        assert process.wait(timeout=LIMIT_S) == code
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["stopped_by"] == name
     assert (run_dir / "checkpoints" / f"step-{summary['steps']:08d}").is_dir()
@@ -190,7 +191,7 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path: Path
     with subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         wait_for_checkpoint(run_dir)
         os.kill(int((tmp_path / "pids" / "1").read_text()), signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, errors.decode()
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["stopped_by"] == "a signal to another rank"

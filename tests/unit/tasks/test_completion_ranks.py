@@ -51,7 +51,7 @@ def evaluate_in_process(rank, folder):
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
         world_size=2,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=170),
     )
     try:
         Path(folder, f"{rank}.json").write_text(json.dumps(evaluate(rank, 2)))
