@@ -61,7 +61,16 @@ class UserCodeError(InputError):
 
 
 class SharedInputError(InputError):
-    """An InputError that every rank raises together, so that one of them is enough to say it."""
+    """An InputError that every rank raises together, so that one of them is enough to say it.
+
+    Args:
+        problem: what one of the ranks found.
+        user_traceback: where that was a UserCodeError, its own.
+    """
+
+    def __init__(self, problem: str, user_traceback: str = "") -> None:
+        super().__init__(problem)
+        self.user_traceback = user_traceback
 
 
 class TrainingDiverged(RuntimeError):

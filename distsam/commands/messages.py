@@ -48,6 +48,6 @@ def _print_once(error: Exception, is_shared: bool) -> None:
 
 
 def _print(error: Exception, rank: int) -> None:
-    if isinstance(error, UserCodeError):
+    if isinstance(error, UserCodeError | SharedInputError) and error.user_traceback:
         print(error.user_traceback.rstrip("\n"), file=sys.stderr)
     print(f"distsam: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)

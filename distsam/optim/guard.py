@@ -199,10 +199,12 @@ class StepGuard:
             self._coordinator.on_step(self._record(first, second, radius, is_combined))
         self.num_steps += 1
         if self.num_in_a_row >= self._max_skipped:
+            # Whoever goes on from here, with other values, starts a new count: else the next step would end it.
+            num_in_a_row, self.num_in_a_row = self.num_in_a_row, 0
             raise TrainingDiverged(
-                f"step {self.num_steps}: the loss or a gradient was not finite in {self.num_in_a_row} steps in a row. "
-                "The weights are those of the last step that was finite, and may be far off already; lower optim.lr, "
-                "optim.rho or optim.alpha"
+                f"step {self.num_steps}: the loss or a gradient was not finite in {num_in_a_row} steps in a row. "
+                "The weights are those of the last step that was finite, and may be far off already; lower the "
+                "learning rate, rho or alpha"
             )
 
     def _record(

@@ -9,7 +9,7 @@ from typing import Any
 from distsam.runs.atomic import write_atomically
 
 INDEX = ".metadata"
-FACTS = "state.json"
+STATE = "state.json"
 CONTENTS = "contents.json"
 UNFINISHED = ".tmp"
 
@@ -24,12 +24,12 @@ def damaged_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in _published(folder) if not _is_whole(p))
 
 
-def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+def seal(folder: Path, state: dict[str, Any]) -> None:
     """Complete a checkpoint whose tensors are on the disk: what it says beside them, and what the folder must hold."""
-    tensors = sorted(p for p in folder.iterdir() if p.name not in (FACTS, CONTENTS))
+    tensors = sorted(p for p in folder.iterdir() if p.name not in (STATE, CONTENTS))
     sizes = {p.name: p.stat().st_size for p in tensors}
     _write_json(folder / CONTENTS, {"sizes": sizes, "index_sha256": _sha256(folder / INDEX)})
-    _write_json(folder / FACTS, facts)
+    _write_json(folder / STATE, state)
     sync_folder(folder)
 
 
@@ -50,7 +50,7 @@ def _is_whole(path: Path) -> bool:
     try:
         contents = json.loads((path / CONTENTS).read_text(encoding="utf-8"))
         has_size = [(path / name).stat().st_size == size for name, size in contents["sizes"].items()]
-        return all(has_size) and (path / FACTS).is_file() and _sha256(path / INDEX) == contents["index_sha256"]
+        return all(has_size) and (path / STATE).is_file() and _sha256(path / INDEX) == contents["index_sha256"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
 

@@ -19,7 +19,7 @@ def agreed(make: Callable[[], T]) -> T:
     Args:
         make: runs no collectives that a rank with a mistake would miss.
 
-    Collectives: one gather of a string or None over the world; every rank calls it. None without a process group.
+    Collectives: one gather of two strings or None over the world; every rank calls it. None without a process group.
 
     Raises:
         InputError: `make` raised it on some rank. In a process group, a SharedInputError of the same message on every
@@ -31,12 +31,13 @@ def agreed(make: Callable[[], T]) -> T:
     try:
         made = make()
     except InputError as error:
-        mistake = str(error)
-    mistakes: list[str | None] = [None] * dist.get_world_size()
+        mistake = str(error), getattr(error, "user_traceback", "")
+    mistakes: list[tuple[str, str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(mistakes, mistake)
-    for rank, message in enumerate(mistakes):
-        if message is not None:
-            raise SharedInputError(message if rank == 0 else f"rank {rank}: {message}")
+    for rank, found in enumerate(mistakes):
+        if found is not None:
+            message, user_traceback = found
+            raise SharedInputError(message if rank == 0 else f"rank {rank}: {message}", user_traceback)
     return made  # type: ignore[return-value]  # no mistake: it was made
 
 

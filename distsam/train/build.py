@@ -1,186 +1,141 @@
-"""From a config to everything that a run needs, in the order in which mistakes are cheapest to find."""
+"""From a config to everything that a run needs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import Optimizer
 
 from distsam.balance import BalanceCoordinator
-from distsam.engine import NativeEngine
-from distsam.errors import ArgumentError, InputError
-from distsam.optim import BAR, DAS, SAM, Plain, Wrapper
-from distsam.sharding import ShardPlan, World, make_mesh, plan_shards, shard
+from distsam.engine import Engine, NativeEngine, Schedule
+from distsam.optim import Plain, Wrapper
+from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, shard
 from distsam.sharding.collectives import all_reduce_sum_
-from distsam.tasks.completion import CompletionTask
-from distsam.tasks.entries import Entries
-from distsam.tasks.files import read_entries
-from distsam.tasks.sources import load_bundled, lowrank
-from distsam.tasks.split import Split, split_entries
-from distsam.tasks.task import TaskContext
-from distsam.tensornet import NetworkSpec, TensorNetwork, core_networks, cp, tr, tt, tucker
-from distsam.tensornet.formats import einsum_of_shape
-from distsam.train.config import Config, DataConfig, NetworkConfig
-from distsam.train.config_checks import split_method
+from distsam.tasks.task import Task, TaskContext
+from distsam.tensornet import core_networks
+from distsam.train import parts
+from distsam.train.config import Config
+from distsam.train.keys_of_arguments import arguments_as_keys
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """What is to be learnt, before any weight exists: data, its parts, the network's shapes."""
+class RunParts:
+    """What a run consists of, ready for its first step."""
 
-    entries: Entries
-    split: Split
-    spec: NetworkSpec
-
-
-@dataclass(frozen=True, eq=False)
-class Job:
-    """A run that is ready for its first step."""
-
-    world: World
-    task: CompletionTask
-    model: TensorNetwork
+    layout: Layout
+    task: Task
+    model: nn.Module
     plan: ShardPlan
-    optimizer: Wrapper
     coordinator: BalanceCoordinator
-    engine: NativeEngine
+    engine: Engine
+
+    @property
+    def rank(self) -> int:
+        """Of this process among all."""
+        return self.layout.world.rank
 
     def counts(self) -> dict[str, float | int | None]:
-        """`das/clipped`, how often DAS hit its bound so far, the same on every rank; nothing without DAS."""
-        has_das = any(isinstance(wrapper, DAS) for wrapper in self.optimizer.chain())
-        return {"das/clipped": self.optimizer.num_clipped_in_chain} if has_das else {}
+        """What is published of the engine's counters: those of wrappers, such as das/clipped."""
+        return {name: count for name, count in self.engine.counters().items() if "/" in name}
 
 
-def build_problem(config: Config) -> Problem:
-    """Load and split the data and shape the network; needs no other process.
-
-    Raises:
-        InputError: the data cannot be used, or the network does not fit it.
-    """
-    data = config.data
-    with _section("data"):
-        entries = _load(data)
-        seed = config.run.seed
-        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, seed)
-    return Problem(entries, split, build_spec(config.network, entries.shape))
+def build_plan(config: Config) -> Plan:
+    """The plan that sharding.plan names."""
+    plan: Plan = parts.PLANS.chosen(config.sharding).build(config.sharding)
+    return plan
 
 
-def _load(data: DataConfig) -> Entries:
-    if data.source == "file":
-        return read_entries(data.path or "")
-    if data.source == "lowrank":
-        return lowrank(data.equation or "", data.sizes or {}, noise=data.noise, seed=data.seed)
-    return load_bundled(data.source)
+def build_layout(config: Config, world: World) -> Layout:
+    """The ranks on the axes of the plan.
 
-
-def build_spec(network: NetworkConfig, shape: tuple[int, ...]) -> NetworkSpec:
-    """The spec that `network` gives for data of this shape.
+    Collectives: those of starting the groups of the mesh; every rank calls it.
 
     Raises:
-        InputError: a bond larger than the tensor allows, or sizes that disagree with the data.
+        InputError: a plan that cannot serve this number of ranks; on every rank alike.
     """
-    try:
-        if network.format == "einsum":
-            return einsum_of_shape(network.equation or "", network.sizes or {}, shape)
-        if network.format == "tucker":
-            return tucker(shape, network.ranks or [])
-        assert network.bond_dim is not None
-        if network.format == "cp":
-            return cp(shape, network.bond_dim)  # type: ignore[arg-type]  # cp itself refuses a list
-        return {"tt": tt, "tr": tr}[network.format](shape, network.bond_dim)
-    except InputError as error:
-        message = str(error)
-        raise InputError(message if message.startswith("network") else f"network.{message}") from None
+    with arguments_as_keys("sharding"):
+        return make_layout(world, build_plan(config))
 
 
-def build_task(config: Config, problem: Problem, world: World) -> CompletionTask:
-    """The completion task of this rank."""
+def build_task(config: Config, layout: Layout) -> Task:
+    """The task of this rank; needs no other process.
+
+    Raises:
+        InputError: its data cannot be used, or do not fit the rest of the config.
+    """
+    part = parts.TASKS.chosen(config.task)
     context = TaskContext(
         seed=config.run.seed,
-        data_rank=world.rank,
-        data_size=world.world_size,
-        device=world.device,
-        dtype=getattr(torch, config.network.dtype),
-        sum_over_ranks=all_reduce_sum_,
+        data_rank=layout.data_rank,
+        data_size=layout.data_size,
+        device=layout.world.device,
+        dtype=torch.float64 if config.train.precision == "float64" else torch.float32,
+        sum_over_ranks=lambda tensor: all_reduce_sum_(tensor, layout.data_group),
     )
-    network = config.network
-    with _section("train", init="network", init_std="network", init_norms="network"):
-        return CompletionTask(
-            context,
-            problem.entries,
-            problem.split,
-            problem.spec,
-            batch_size=config.train.batch_size,
-            loss=config.train.loss,
-            standardise=config.data.standardise,
-            init=network.init,
-            init_std=network.init_std,
-            init_norms=network.init_norms,
-        )
+    with part.naming():
+        task: Task = part.build(config, context)
+        # Asked for once, so that a batch that cannot be cut is refused before the first step.
+        task.microbatches(0, config.train.accumulate)
+    return task
 
 
-def build_job(config: Config, problem: Problem, world: World) -> Job:
+def build_model(config: Config, task: Task) -> nn.Module:
+    """The task's model at its start, whole.
+
+    Raises:
+        InputError: there is no such start.
+    """
+    with parts.TASKS.chosen(config.task).naming():
+        model = task.build_model()
+    if config.train.precision is not None:
+        model.to(dtype=torch.float64 if config.train.precision == "float64" else torch.float32)
+    return model
+
+
+def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
     """Everything of a run on this rank.
 
     Collectives: those of `shard`; every rank calls it.
 
     Raises:
-        InputError: a plan that this number of ranks cannot use, a batch larger than the data.
+        InputError: a start that does not exist, or a plan that cannot serve the model.
     """
-    task = build_task(config, problem, world)
-    mesh = make_mesh(world, config.sharding.plan, config.sharding.replicas)
-    with _section("network"):
-        model = task.build_model()
+    model = build_model(config, task)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    plan = plan_shards(shapes, config.sharding.plan, (1,) if mesh is None else tuple(mesh.shape))
-    shard(model, mesh, plan)
+    with arguments_as_keys("sharding"):
+        plan = build_plan(config).place(shapes, layout.axes)
+        shard(model, layout.mesh, plan)
     optimizer = build_optimizer(config, model)
     coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
-    return Job(world, task, model, plan, optimizer, coordinator, NativeEngine(model, optimizer))
+    engine = NativeEngine(
+        model,
+        optimizer,
+        autocast=torch.bfloat16 if config.train.precision == "bf16" else None,
+        clip_norm=config.optim.clip_norm,
+        schedules=list(_schedules(config, optimizer)),
+    )
+    return RunParts(layout, task, model, plan, coordinator, engine)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:
-    """The chain that `optim.method` names around `optim.base`, SAM outermost; call after sharding."""
+    """The chain that `optim.method` names around `optim.base`, an ascent outermost; call after sharding."""
     optim = config.optim
-    parts = split_method(optim.method)
-    chain: Optimizer = _base_optimizer(config, model)
-    for part in parts:
-        if part == "das":
-            chain = DAS(
-                chain,
-                core_networks(model),
-                alpha=optim.alpha or 0.0,
-                norm=optim.norm,
-                lambda_max=optim.lambda_max,
-                max_skipped=optim.max_skipped,
-            )
-        elif part in ("nbar", "obar"):
-            chain = BAR(
-                chain,
-                core_networks(model),
-                alpha=optim.alpha or 0.0,
-                rule=part,
-                max_skipped=optim.max_skipped,
-            )
-    if "sam" in parts:
-        return SAM(chain, optim.rho, optim.scope, model=model, max_skipped=optim.max_skipped)
+    chain: Optimizer = parts.BASES.chosen(optim).build(optim, list(model.parameters()))
+    for part in reversed(parts.METHODS.split(optim.method)):
+        is_rescale = part.word in parts.RESCALES.parts
+        chain = part.build(optim, chain, core_networks(model) if is_rescale else model)
     return chain if isinstance(chain, Wrapper) else Plain(chain, max_skipped=optim.max_skipped)
 
 
-def _base_optimizer(config: Config, model: nn.Module) -> Optimizer:
+def _schedules(config: Config, optimizer: Wrapper) -> Iterator[Schedule]:
+    """One for each group value that the config does not leave constant and the method uses."""
     optim = config.optim
-    if optim.base == "sgd":
-        return SGD(model.parameters(), lr=optim.lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
-    kind = {"adam": Adam, "adamw": AdamW}[optim.base]
-    return kind(model.parameters(), lr=optim.lr, weight_decay=optim.weight_decay)
-
-
-@contextmanager
-def _section(section: str, **sections: str) -> Iterator[None]:
-    """Name the config key of an argument that cannot be used: in `section`, or in the one given for it."""
-    try:
-        yield
-    except ArgumentError as error:
-        raise InputError(f"{sections.get(error.argument.partition('[')[0], section)}.{error}") from None
+    used = {key for part in parts.METHODS.split(optim.method) for key in part.keys.model_fields}
+    for prefix, word in (("", "lr"), ("rho_", "rho"), ("alpha_", "alpha")):
+        if word != "lr" and f"{prefix}schedule" not in used:
+            continue
+        shape, warmup_steps = getattr(optim, f"{prefix}schedule"), getattr(optim, f"{prefix}warmup_steps")
+        if shape != "constant" or warmup_steps:
+            key = word if word == "lr" else optimizer.group_key(word)
+            yield Schedule(optimizer, key, shape, config.train.steps, warmup_steps, getattr(optim, f"final_{word}"))

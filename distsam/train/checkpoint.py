@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 
 from distsam.errors import CheckpointFailed
-from distsam.runs.checkpoints import UNFINISHED, finished_checkpoints, sync_folder, write_facts
+from distsam.runs.checkpoints import UNFINISHED, finished_checkpoints, seal, sync_folder
 from distsam.train.checkpoint_reader import load_tensors
 
 
@@ -42,7 +42,7 @@ class Checkpointer:
             for leftover in folder.glob(f"step-*{UNFINISHED}"):
                 shutil.rmtree(leftover)
 
-    def save(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def save(self, step: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
         """Copy `tensors` to host memory and write them in the background, after the save before has ended.
 
         A step that was saved or loaded last is not written again.
@@ -50,7 +50,7 @@ class Checkpointer:
         Args:
             step: the last step that is in the weights.
             tensors: name -> tensor or DTensor, the same names on every rank.
-            facts: what else a resume needs to know; kept as JSON.
+            plain: what else a resume needs to know; kept as JSON.
 
         Collectives: object gathers over the own group, in a thread; every rank calls.
         """
@@ -62,7 +62,7 @@ class Checkpointer:
         writer = dcp.FileSystemWriter(self._path(step).with_name(self._path(step).name + UNFINISHED))
         future = dcp.async_save(tensors, storage_writer=writer, process_group=self._group, no_dist=self._group is None)
         assert isinstance(future, Future)
-        self._pending = (step, future, {"step": step, **facts})
+        self._pending = (step, future, {"step": step, **plain})
 
     def poll(self) -> None:
         """Publish the save under way if it is done; never waits for it."""
@@ -77,7 +77,7 @@ class Checkpointer:
         """
         if self._pending is None:
             return
-        step, future, facts = self._pending
+        step, future, plain = self._pending
         self._pending = None
         try:
             future.result()
@@ -86,7 +86,7 @@ class Checkpointer:
             raise CheckpointFailed(_failure(step, causes)) from failure
         if self.rank == 0:
             try:
-                self._publish(step, facts)
+                self._publish(step, plain)
             except OSError as error:
                 raise CheckpointFailed(_failure(step, str(error))) from error
 
@@ -109,10 +109,10 @@ class Checkpointer:
         load_tensors(path, tensors, self._group)
         self._last_step = int(path.name.removeprefix("step-"))
 
-    def _publish(self, step: int, facts: dict[str, Any]) -> None:
+    def _publish(self, step: int, plain: dict[str, Any]) -> None:
         path = self._path(step)
         part = path.with_name(path.name + UNFINISHED)
-        write_facts(part, facts)
+        seal(part, plain)
         if path.exists():
             shutil.rmtree(path)  # damaged, or it would not be written anew
         part.rename(path)

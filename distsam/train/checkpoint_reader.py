@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 
 from distsam.errors import InputError
+from distsam.runs.checkpoints import INDEX, STATE
 
 # All that the index of tensors consists of. A pickle can call whatever it can name, so it may name no more.
 _ALLOWED = {
@@ -35,18 +36,19 @@ _ALLOWED = {
 }
 
 # What a resume needs to know of a checkpoint beside its tensors.
-_FACTS: dict[str, type | tuple[type, ...]] = {
+_NEEDED: dict[str, type | tuple[type, ...]] = {
     "step": int,
     "fingerprint": str,
     "data_sha256": str,
-    "counters": dict,
+    "engine": dict,
     "best_value": (float, int, NoneType),
     "best_step": (int, NoneType),
     "num_stale": int,
     "last_is_best": bool,
     "elapsed_s": (float, int),
 }
-_COUNTERS = ("num_steps", "num_skipped", "num_in_a_row")
+_NEEDED_OF_ENGINE: dict[str, type | tuple[type, ...]] = {"counters": dict, "groups": list, "schedules": dict}
+_COUNTERS = dict.fromkeys(("num_steps", "num_skipped", "num_in_a_row"), int)
 
 
 class _IndexUnpickler(pickle.Unpickler):
@@ -73,7 +75,7 @@ def read_index(path: Path) -> Metadata:
     Raises:
         InputError: it is damaged, or would have run something or read other files than the checkpoint's.
     """
-    file = path / ".metadata"
+    file = path / INDEX
     try:
         with file.open("rb") as stream:
             metadata = _IndexUnpickler(stream).load()
@@ -93,23 +95,24 @@ def tensor_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {n: (e.size, e.properties.dtype) for n, e in entries if isinstance(e, TensorStorageMetadata)}
 
 
-def read_facts(path: Path) -> dict[str, Any]:
+def read_state(path: Path) -> dict[str, Any]:
     """What the checkpoint folder `path` says beside its tensors: step, counters, best value, versions.
 
     Raises:
         InputError: the file cannot be read, or lacks something that a resume needs.
     """
-    file = path / "state.json"
+    file = path / STATE
     try:
-        facts = json.loads(file.read_text(encoding="utf-8"))
+        state = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {_line(error)}") from None
-    counters = facts.get("counters") if isinstance(facts, dict) else None
-    for found, kinds in ((facts, _FACTS), (counters, dict.fromkeys(_COUNTERS, int))):
+    engine = state.get("engine") if isinstance(state, dict) else None
+    counters = engine.get("counters") if isinstance(engine, dict) else None
+    for found, kinds in ((state, _NEEDED), (engine, _NEEDED_OF_ENGINE), (counters, _COUNTERS)):
         for key, kind in kinds.items():
             if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
                 raise InputError(f"{file}: holds no {key} that can be used; remove that checkpoint, it is damaged")
-    return facts
+    return dict(state)
 
 
 def load_tensors(path: Path, tensors: dict[str, Tensor], group: dist.ProcessGroup | None = None) -> None:

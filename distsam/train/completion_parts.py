@@ -1,6 +1,5 @@
 """The keys of the completion task, of its data sources and of its networks, and how each is built."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +29,10 @@ class DataKeys(Section):
     def check(self) -> None:
         if self.split == "fibres" and self.fibre_mode is None:
             raise ArgumentError("fibre_mode", "is missing; data.split=fibres needs the mode that fibres run along")
+        if self.split != "fibres" and self.fibre_mode is not None:
+            raise ArgumentError(
+                "fibre_mode", f"{self.fibre_mode} is not used by data.split={self.split}; set split to fibres"
+            )
 
 
 class InstalledKeys(Section):
@@ -128,28 +131,31 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
 
     data, network = config.part_keys("data", DataKeys), config.part_keys("network", NetworkKeys)
     train = config.part_keys("train", CompletionTrainKeys)
-    with arguments_as_keys("data", how="data.split", mode="data.fibre_mode"):
+    with arguments_as_keys("data"):
         entries = sources.chosen(data).build(data)
-        split = split_entries(
-            entries, data.observed, data.validation, data.split, data.fibre_mode, seed=config.run.seed
-        )
+        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
     with arguments_as_keys("network"):
         spec = formats.chosen(network).build(network, entries.shape)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
-    with arguments_as_keys("network", batch_size="train.batch_size", loss="train.loss"):
-        return CompletionTask(
-            context,
-            entries,
-            split,
-            spec,
-            batch_size=train.batch_size,
-            loss=train.loss,
-            standardise=data.standardise,
-            init=network.init,
-            init_std=network.init_std,
-            init_norms=network.init_norms,
-        )
+    return CompletionTask(
+        context,
+        entries,
+        split,
+        spec,
+        batch_size=train.batch_size,
+        loss=train.loss,
+        standardise=data.standardise,
+        init=network.init,
+        init_std=network.init_std,
+        init_norms=network.init_norms,
+    )
+
+
+def origin(config: Any) -> tuple[str, Any]:
+    """Where the entries come from."""
+    path = getattr(config.data, "path", None)
+    return ("data.source", config.data.source) if path is None else ("data.path", path)
 
 
 def check_task(config: Any) -> None:
@@ -159,37 +165,27 @@ def check_task(config: Any) -> None:
     precision, dtype = config.train.precision, config.network.dtype
     if None not in (precision, dtype) and dtype != {"bf16": "float32"}.get(precision, precision):
         raise InputError(f"network.dtype: {dtype} contradicts train.precision={precision}; leave one of them out")
-    size, count = config.train.batch_size, config.train.accumulate
-    if size is not None and size % count:
-        raise InputError(
-            f"train.accumulate: {count} micro-batches do not divide train.batch_size={size}; "
-            "choose numbers that divide"
-        )
 
 
-def installed(source: str) -> Callable[[Any], Any]:
-    """Builds the entries of a data set that installs with distsam."""
+def build_installed(data: DataKeys) -> Any:
+    """The entries of a data set that installs with distsam."""
+    from distsam.tasks.sources import load_bundled
 
-    def build(data: DataKeys) -> Any:
-        from distsam.tasks.sources import load_source
-
-        return load_source(source)
-
-    return build
+    return load_bundled(data.source)
 
 
 def build_file(data: Any) -> Any:
     """The entries of data.path."""
-    from distsam.tasks.sources import load_source
+    from distsam.tasks.files import read_entries
 
-    return load_source("file", data.path)
+    return read_entries(data.path)
 
 
 def build_lowrank(data: Any) -> Any:
     """The entries of a synthetic low-rank tensor."""
-    from distsam.tasks.sources import load_source
+    from distsam.tasks.sources import lowrank
 
-    return load_source("lowrank", equation=data.equation, sizes=data.sizes, noise=data.noise, seed=data.seed)
+    return lowrank(data.equation, data.sizes, noise=data.noise, seed=data.seed)
 
 
 def build_cp(network: Any, shape: tuple[int, ...]) -> Any:
@@ -220,20 +216,11 @@ def build_tucker(network: Any, shape: tuple[int, ...]) -> Any:
     return tucker(shape, network.ranks)
 
 
-def build_einsum(network: EinsumKeys, shape: tuple[int, ...]) -> Any:
+def build_einsum(network: Any, shape: tuple[int, ...]) -> Any:
     """network.format=einsum: the modes take their sizes from the data."""
-    from distsam.tensornet import einsum_network
+    from distsam.tensornet.formats import einsum_of_shape
 
-    equation, sizes = network.equation, dict(network.sizes)
-    modes = equation.replace(" ", "").partition("->")[2]
-    if len(modes) != len(shape):
-        raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; the data has {len(shape)}")
-    for position, (mode, size) in enumerate(zip(modes, shape, strict=True)):
-        if sizes.setdefault(mode, size) != size:
-            raise ArgumentError(
-                "sizes", f"{mode} is {sizes[mode]}; it is mode {position} of the data, of size {size}"
-            )
-    return einsum_network(equation, sizes)
+    return einsum_of_shape(network.equation, network.sizes, shape)
 
 
 def torch_dtype(name: str) -> Any:

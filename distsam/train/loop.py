@@ -2,42 +2,24 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import nn
 
 from distsam.runs.rows import Row
-from distsam.train.build import Job
-from distsam.train.config import TrainConfig
+from distsam.tasks.task import Scores, Task
+from distsam.train.build import RunParts
+from distsam.train.config import TrainKeys
 from distsam.train.row_book import RowBook
-from distsam.train.run_state import BestWeights
-
-
-@dataclass
-class LoopState:
-    """Where a run stands; what a checkpoint keeps beside tensors and optimizer counters.
-
-    Attributes:
-        step: last step that was done.
-        best: best weights on validation, among those of the evaluations at cadence.
-        last_is_best: whether the last weights are better than those, by an evaluation that was due only because
-            training ended. Kept apart, because a longer run would not have had that evaluation.
-        elapsed_s: wall time of the parts of the run before this process.
-        scores: of the last evaluation.
-        scored_step: the step that it was of.
-    """
-
-    step: int = 0
-    best: BestWeights = field(default_factory=BestWeights)
-    last_is_best: bool = False
-    elapsed_s: float = 0.0
-    scores: dict[str, float | None] = field(default_factory=dict)
-    scored_step: int = -1
+from distsam.train.run_state import RunState
 
 
 class TrainingLoop:
-    """Runs the steps of one job.
+    """Runs the steps of one run.
 
     Args:
-        job: what to run.
+        run: what to run.
         train: cadences and number of steps.
         state: where to begin; kept up to date.
         save: called with no arguments when a checkpoint is due.
@@ -48,16 +30,16 @@ class TrainingLoop:
 
     def __init__(
         self,
-        job: Job,
-        train: TrainConfig,
-        state: LoopState,
+        run: RunParts,
+        train: TrainKeys,
+        state: RunState,
         *,
         save: Callable[[], None],
         poll: Callable[[], None],
         write_row: Callable[[Row], None],
         tick: Callable[[int], None],
     ) -> None:
-        self.job = job
+        self.parts = run
         self.train = train
         self.state = state
         self.stopped_early = False
@@ -87,54 +69,52 @@ class TrainingLoop:
         Raises:
             TrainingDiverged: too many non-finite steps in a row; the rows until then are written.
         """
-        job, state = self.job, self.state
+        parts, state = self.parts, self.state
         if state.step == 0:
             self._begin()
         try:
             while state.step < self.train.steps and not self._is_stale():
                 step = state.step + 1
-                [piece] = job.task.microbatches(step - 1, 1)
-                job.engine.step(lambda piece=piece: job.task.loss(job.model, piece))  # type: ignore[misc]
+                batches = parts.task.microbatches(step - 1, self.train.accumulate)
+                parts.engine.step([partial(parts.task.loss, parts.model, batch) for batch in batches])
                 state.step = step
                 self._after_step(step)
-                if job.optimizer.stop_requested:
+                if parts.engine.stop_requested:
                     break
         finally:
-            self._collect(job.coordinator.poll())
+            self._collect(parts.coordinator.poll())
         self._end()
 
-    def score(self) -> dict[str, float | None]:
+    def score(self) -> Scores:
         """The scores of the weights as they are; computed once a step. Collective: every rank calls it."""
         if self.state.scored_step != self.state.step:
-            self.state.scores = self.job.task.evaluate(self.job.model)
+            self.state.scores = evaluated(self.parts.task, self.parts.model)
             self.state.scored_step = self.state.step
         return self.state.scores
 
     def _begin(self) -> None:
-        row = {**self.score(), **self.job.coordinator.snapshot(), **self.job.counts()}
-        if self.job.world.rank == 0:
+        row = {**self.score(), **self.parts.coordinator.snapshot(), **self.parts.counts()}
+        if self.parts.rank == 0:
             self._book.open(0, row, waits=False)
 
     def _after_step(self, step: int) -> None:
         self.state.last_is_best = False
-        is_logged = self.job.coordinator.is_due(step)
+        is_logged = self.parts.coordinator.is_due(step)
         is_evaluated = step % self._eval_every == 0 or step == self.train.steps
         if is_evaluated:
             self._evaluate(step)
         if is_logged or is_evaluated:
             self._open_row(step, is_logged, is_evaluated)
-        self._collect(self.job.coordinator.poll())
+        self._collect(self.parts.coordinator.poll())
         if self.train.checkpoint_every and step % self.train.checkpoint_every == 0:
             self._save()
         self._poll()
         self._tick(step)
 
     def _evaluate(self, step: int) -> None:
-        value = self.score()["validation/r2"]
-        if value is None:
-            return
+        value = self.score()[self.parts.task.goal.key]
         if step % self._eval_every == 0:
-            self.state.best.consider(self.job.model, step, value)
+            self.state.best.consider(self.parts.model, step, value)
         else:
             self.state.last_is_best = self.state.best.is_beaten_by(value)
 
@@ -144,7 +124,7 @@ class TrainingLoop:
         return self.stopped_early
 
     def _open_row(self, step: int, is_logged: bool, is_evaluated: bool) -> None:
-        if self.job.world.rank != 0:
+        if self.parts.rank != 0:
             return
         now = time.perf_counter()
         steps, seconds = step - self._last_row[0], now - self._last_row[1]
@@ -160,11 +140,22 @@ class TrainingLoop:
 
     def _end(self) -> None:
         """The last row, whether it was due or not, and what the coordinator still holds."""
-        coordinator, step = self.job.coordinator, self.state.step
-        self.balance = {**coordinator.snapshot(), **self.job.counts()}
+        coordinator, step = self.parts.coordinator, self.state.step
+        self.balance = {**coordinator.snapshot(), **self.parts.counts()}
         self._collect(coordinator.flush())
         # A run that was at its end already has that row in its file.
         if self.has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:
             row = {**self.score(), **self.balance}
-            if self.job.world.rank == 0:
+            if self.parts.rank == 0:
                 self._book.close(step, row)
+
+
+@torch.no_grad()
+def evaluated(task: Task, model: nn.Module) -> Scores:
+    """The task's scores of the model in evaluation mode (dropout off, running statistics as they are)."""
+    was_training = model.training
+    model.eval()
+    try:
+        return task.evaluate(model)
+    finally:
+        model.train(was_training)

@@ -33,7 +33,7 @@ TRACKERS: Seam[Part] = Seam("", "")
 METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), alone="base", wrongs=("ascends", "rescales"))
 
 for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
-    SOURCES.add(Part(source, completion.InstalledKeys, completion.installed(source)))
+    SOURCES.add(Part(source, completion.InstalledKeys, completion.build_installed))
 SOURCES.add(Part("file", completion.FileKeys, completion.build_file))
 SOURCES.add(Part("lowrank", completion.LowrankKeys, completion.build_lowrank))
 
@@ -69,6 +69,17 @@ TASKS.add(
         ),
         adds={"train": completion.CompletionTrainKeys},
         check=completion.check_task,
+        origin=completion.origin,
+        arguments={"batch_size": "train.batch_size", "loss": "train.loss", "accumulate": "train.accumulate"},
+        arguments_section="network",
     )
 )
-TASKS.add(TaskPart("target", target.TargetKeys, target.build_task))
+TASKS.add(
+    TaskPart(
+        "target",
+        target.TargetKeys,
+        target.build_task,
+        origin=target.origin,
+        arguments={"accumulate": "train.accumulate"},
+    )
+)

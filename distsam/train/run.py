@@ -1,6 +1,7 @@
 """One run from its config to its summary."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,26 @@ from distsam.runs.checkpoints import damaged_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.runs.rows import Row
 from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
-from distsam.sharding import World, close_world, open_world
+from distsam.sharding import Layout, close_world, open_world
+from distsam.tasks.task import Task
+from distsam.tasks.task import identity as identity_of
+from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
-from distsam.train.build import Job, Problem, build_job, build_problem
+from distsam.train.build import RunParts, build_layout, build_parts, build_task
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_reader import read_facts, tensor_shapes
+from distsam.train.checkpoint_reader import read_state, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import to_yaml
-from distsam.train.loop import LoopState, TrainingLoop
-from distsam.train.opening import describe_run, doubts
+from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.loop import TrainingLoop, evaluated
+from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
-from distsam.train.run_state import make_room, put_weights, run_tensors
+from distsam.train.run_state import BestWeights, RunState, put_weights
 from distsam.train.same_run import check_folder, claim_folder, fingerprint
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
-from distsam.train.trackers.tracker import TrackerGroup
-from distsam.train.trackers.wandb import WandbTracker
+from distsam.train.trackers.tracker import Tracker, TrackerGroup
 from distsam.train.versions import versions
-
-_GOAL = SavedGoal(
-    key="validation/r2",
-    higher_is_better=True,
-    columns=("r2", "r2_uncentred", "rmse", "mae"),
-    headline=(("held-out R2", "heldout/r2"), ("held-out RMSE", "heldout/rmse")),
-)
 
 
 def run_training(config: Config) -> Summary:
@@ -53,76 +50,78 @@ def run_training(config: Config) -> Summary:
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     folder = RunFolder(Path(config.run.dir))
-    world = open_world(config.sharding.device)
+    with arguments_as_keys("sharding"):
+        world = open_world(config.sharding.device)
     try:
-        problem = agreed(lambda: _find_problem(config, folder))
+        layout = agreed(lambda: build_layout(config, world))
+        task = agreed(lambda: _find_task(config, folder, layout))
         # All ranks have looked at the folder: from here on it may change.
-        identity = _identify(config, problem)
-        job = agreed(lambda: _start_job(config, folder, problem, world))
-        return _Run(config, folder, problem, job, identity).train()
+        identity = _identify(config, task)
+        run = agreed(lambda: _prepare(config, folder, task, layout))
+        return _Run(config, folder, run, identity).train()
     finally:
         close_world()
 
 
-def _find_problem(config: Config, folder: RunFolder) -> Problem:
-    problem = build_problem(config)
+def _find_task(config: Config, folder: RunFolder, layout: Layout) -> Task:
+    task = build_task(config, layout)
     check_folder(folder, config)
-    return problem
+    return task
 
 
-def _identify(config: Config, problem: Problem) -> dict[str, str]:
+def _identify(config: Config, task: Task) -> dict[str, str]:
     """What makes this training the one that it is, as rank 0 has it; every rank must have the same data.
 
     Machines with disks of their own can hold other files under the same name.
     """
-    own = problem.entries.sha256()
+    own = identity_of(task)
     identity = from_first_rank(lambda: {"fingerprint": fingerprint(config), "data_sha256": own})
 
     def check() -> None:
         if own != identity["data_sha256"]:
-            key, given = ("path", config.data.path) if config.data.path else ("source", config.data.source)
-            raise InputError(f"data.{key}: {given} holds other data than on rank 0; give every rank the same")
+            key, given = parts.TASKS.chosen(config.task).origin(config)
+            raise InputError(f"{key}: {given} holds other data than on rank 0; give every rank the same")
 
     agreed(check)
     return identity
 
 
-def _start_job(config: Config, folder: RunFolder, problem: Problem, world: World) -> Job:
-    job = build_job(config, problem, world)
-    if world.rank == 0:
+def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> RunParts:
+    run = build_parts(config, task, layout)
+    if run.rank == 0:
         claim_folder(folder, config)
-    return job
+    return run
 
 
 class _Run:
     """The parts of a run that is under way, tied to its folder."""
 
-    def __init__(self, config: Config, folder: RunFolder, problem: Problem, job: Job, identity: dict[str, str]) -> None:
+    def __init__(self, config: Config, folder: RunFolder, run: RunParts, identity: dict[str, str]) -> None:
         self.config = config
         self.folder = folder
-        self.job = job
-        self.is_first = job.world.rank == 0
-        self.problem = problem
+        self.parts = run
+        self.is_first = run.rank == 0
         self.identity = identity
-        self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, job.world.rank)
-        self.state = LoopState()
+        self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, run.rank)
+        self.state = RunState(BestWeights(run.task.goal))
         self._resume()
         if self.is_first:
             folder.write_config(to_yaml(config))
 
     def train(self) -> Summary:
         """Run the loop and write what remains of it."""
+        trackers = TrackerGroup(tuple(self._open_trackers()) if self.is_first else ())
         if self.is_first:
-            self._open()
-        trackers = self._open_trackers()
-        progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=_GOAL.key)
+            self._open(trackers)
+        goal = self.parts.task.goal
+        progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=goal.key)
 
         def write_row(row: Row) -> None:
             trackers.log(row)
             progress.show(row)
 
         loop = TrainingLoop(
-            self.job,
+            self.parts,
             self.config.train,
             self.state,
             save=lambda: self._save(loop.elapsed_s),
@@ -131,79 +130,74 @@ class _Run:
             tick=progress.tick,
         )
         try:
-            with StopSignals(self.job.optimizer.request_stop) as signals:
-                self._run_loop(loop)
+            with StopSignals(self.parts.engine.request_stop) as signals:
+                self._run_loop(loop, trackers)
                 self._save(loop.elapsed_s)
                 self.checkpointer.wait()
                 summary = self._finish(loop, signals)
         finally:
             progress.close()
             trackers.close()
+            self.parts.engine.close()
         return summary
 
-    def _open(self) -> None:
-        """Say what will run, and what of it may not be meant."""
-        print(describe_run(self.problem, self.job, self.config.optim, self.state.step), flush=True)
+    def _open(self, trackers: Tracker) -> None:
+        """Say what will run, and what of it is probably a mistake."""
+        print(describe_run(self.parts, self.config, self.state.step), flush=True)
         damaged = [f"{path}: is damaged and not used" for path in damaged_checkpoints(self.folder.checkpoints)]
-        for doubt in (*damaged, *doubts(self.problem, self.config.optim)):
-            print(f"distsam: {doubt}", file=sys.stderr, flush=True)
+        for line in (*damaged, *probable_mistakes(self.parts, self.config)):
+            print(f"distsam: {line}", file=sys.stderr, flush=True)
+            trackers.alert(line)
 
-    def _run_loop(self, loop: TrainingLoop) -> None:
+    def _run_loop(self, loop: TrainingLoop, trackers: Tracker) -> None:
         """The loop; where it diverges, on all ranks together, the last finite weights are saved."""
         try:
             loop.run()
         except TrainingDiverged as error:
-            optimizer = self.job.optimizer
-            # The loop has not counted the step that raised. A resume starts a new count of steps in a row, or it
-            # would end at once.
-            self.state.step = optimizer.num_steps
-            optimizer.load_counters({**optimizer.counters(), "num_in_a_row": 0})
+            # The loop has not counted the step that raised.
+            self.state.step = self.parts.engine.num_steps
             self._save(loop.elapsed_s)
             self.checkpointer.wait()
+            trackers.alert(str(error))
             raise TrainingDiverged(f"{error}, and start anew, or go on from them with train.resume=auto") from None
 
     def _resume(self) -> None:
         newest = self.checkpointer.newest() if self.config.train.resume == "auto" else None
         if newest is None:
             return
-        facts = agreed(lambda: self._resumable(newest))
-        best, optimizer = self.state.best, self.job.optimizer
-        room = make_room(self.job.model, optimizer.base_optimizer, best, tensor_shapes(newest))
-        self.checkpointer.load(newest, room)
-        optimizer.load_counters(facts["counters"])
-        self.state.step, self.state.elapsed_s = facts["step"], facts["elapsed_s"]
-        best.value, best.step, best.num_stale = facts["best_value"], facts["best_step"], facts["num_stale"]
-        self.state.last_is_best = facts["last_is_best"]
+        saved = agreed(lambda: self._resumable(newest))
+        model, engine, shapes = self.parts.model, self.parts.engine, tensor_shapes(newest)
+        self.state.allocate_best(model, shapes)
+        self.checkpointer.load(newest, {**self.state.tensors(model), **engine.allocate_state(shapes)})
+        engine.load_state(saved["engine"])
+        self.state.load_plain(saved)
 
     def _resumable(self, checkpoint: Path) -> dict[str, Any]:
-        """The facts of `checkpoint`, which must be of this training and not beyond its end."""
-        facts = read_facts(checkpoint)
+        """The state in `checkpoint`, which must be of this training and not beyond its end."""
+        saved = read_state(checkpoint)
         for name, value in self.identity.items():
-            if facts[name] != value:
+            if saved[name] != value:
                 what = "other data" if name == "data_sha256" else "another model"
                 raise InputError(f"{checkpoint}: is a checkpoint of {what}; choose another run.dir")
-        if facts["step"] > self.config.train.steps:
+        if saved["step"] > self.config.train.steps:
             raise InputError(
-                f"train.steps: {self.config.train.steps} is less than the {facts['step']} steps that the run in "
+                f"train.steps: {self.config.train.steps} is less than the {saved['step']} steps that the run in "
                 f"{self.folder.path} has done; give at least that"
             )
-        return facts
+        return saved
 
     def _save(self, elapsed_s: float) -> None:
-        best = self.state.best
-        facts = {
+        engine = self.parts.engine
+        plain = {
             **self.identity,
-            "counters": self.job.optimizer.counters(),
-            "best_value": best.value,
-            "best_step": best.step,
-            "num_stale": best.num_stale,
-            "last_is_best": self.state.last_is_best,
+            **self.state.plain(),
             "elapsed_s": elapsed_s,
-            "world_size": self.job.world.world_size,
+            "engine": engine.state(),
+            "world_size": self.parts.layout.world.world_size,
             "versions": versions(),
         }
-        tensors = run_tensors(self.job.model, self.job.optimizer.base_optimizer, best)
-        self.checkpointer.save(self.state.step, tensors, facts)
+        tensors = {**self.state.tensors(self.parts.model), **engine.state_tensors()}
+        self.checkpointer.save(self.state.step, tensors, plain)
 
     def _finish(self, loop: TrainingLoop, signals: StopSignals) -> Summary:
         """The summary, written. Where no step was taken, the one that is there: nobody can measure a step again."""
@@ -212,7 +206,8 @@ class _Run:
         if not loop.has_stepped:
             kept = from_first_rank(lambda: read_summary(self.folder.summary, of_this_step))
         summary = kept or self._summarise(loop)
-        summary.goal = _GOAL
+        goal = self.parts.task.goal
+        summary.goal = SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
         summary.stopped_by = signals.received or self._reason(loop)
         if self.is_first:
             summary.write(self.folder.summary)
@@ -220,25 +215,24 @@ class _Run:
 
     def _summarise(self, loop: TrainingLoop) -> Summary:
         """Scores of the last and of the best weights, and what the run was. Collective: every rank calls it."""
-        state, spec = self.state, self.job.model.spec
+        state, run = self.state, self.parts
         last = final = loop.score()
         if state.best.tensors and not state.last_is_best:
-            put_weights(self.job.model, state.best.tensors)
-            final = self.job.task.evaluate(self.job.model)
-        network = SavedNetwork(spec.format, spec.shape, spec.core_names, spec.num_parameters)
+            put_weights(run.model, state.best.tensors)
+            final = evaluated(run.task, run.model)
         return Summary(
             steps=state.step,
             wall_s=loop.elapsed_s,
             weights="best" if state.best.tensors or state.last_is_best else "last",
             best_step=state.step if state.last_is_best else state.best.step,
-            networks={found.name: network for found in self.job.coordinator.networks},
+            networks={network.name: _saved_network(network.spec) for network in run.coordinator.networks},
             numbers={**final, **{f"last/{key}": value for key, value in last.items()}, **loop.balance},
             more={
                 "balance_step": state.step,
-                "world_size": self.job.world.world_size,
-                "num_parameters": spec.num_parameters,
-                "device": str(self.job.world.device),
-                "sharding": self.job.plan.describe(),
+                "world_size": run.layout.world.world_size,
+                "num_parameters": sum(p.numel() for p in run.model.parameters()),
+                "device": str(run.layout.world.device),
+                "sharding": run.plan.describe(),
                 "versions": versions(),
                 **self.identity,
             },
@@ -249,17 +243,14 @@ class _Run:
             return "last step"
         return "early stopping" if loop.stopped_early else "a signal to another rank"
 
-    def _open_trackers(self) -> TrackerGroup:
-        """The record of the run and its mirror; none on ranks other than 0."""
-        if not self.is_first:
-            return TrackerGroup(())
-        wandb = self.config.wandb
-        mirror = WandbTracker(
-            wandb.mode,
-            self.folder.path,
-            project=wandb.project,
-            name=wandb.name,
-            group=wandb.group,
-            config=self.config.model_dump(),
-        )
-        return TrackerGroup((JsonlTracker(self.folder.metrics, self.state.step), mirror))
+    def _open_trackers(self) -> Iterator[Tracker]:
+        """The record of the run, and what mirrors it."""
+        yield JsonlTracker(self.folder.metrics, self.state.step)
+        for word, part in parts.TRACKERS.parts.items():
+            tracker = part.build(getattr(self.config, word), self.folder.path, self.config.model_dump())
+            if tracker is not None:
+                yield tracker
+
+
+def _saved_network(spec: Any) -> SavedNetwork:
+    return SavedNetwork(spec.format, spec.shape, spec.core_names, spec.num_parameters)

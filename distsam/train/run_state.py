@@ -1,24 +1,32 @@
-"""The tensors of a run by name: weights, optimizer state, best weights; read for saving, filled for resuming."""
+"""Where a run stands: what a checkpoint holds of it beside the engine's state."""
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-MODEL, OPTIM, BEST = "model.", "optim.", "best."
+from distsam.tasks.task import Goal, Scores
+
+MODEL, BEST = "model.", "best."
 
 
 class BestWeights:
-    """The weights with the best validation R2 so far, kept as a copy of each rank's own shards.
+    """The weights with the best value of the goal so far, kept as a copy of each rank's own shards.
+
+    Args:
+        goal: which of two values is the better one.
 
     Attributes:
-        value, step: that R2 and where it was; None before the first evaluation with a finite one.
+        value, step: the best value and where it was; None before the first finite one.
         num_stale: evaluations since then.
-        tensors: parameter name -> copy, placed like the parameter.
+        tensors: parameter or buffer -> copy, placed like it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, goal: Goal) -> None:
+        self.goal = goal
         self.value: float | None = None
         self.step: int | None = None
         self.num_stale = 0
@@ -26,16 +34,73 @@ class BestWeights:
 
     @torch.no_grad()
     def consider(self, model: nn.Module, step: int, value: float | None) -> None:
-        """Keep a copy of the weights if `value`, the same on every rank, is the best so far."""
-        if value is None or not self.is_beaten_by(value):
+        """Keep a copy of the weights if `value`, the same on every rank, is the best so far.
+
+        None is an undefined value: nothing is chosen by it, and it ends no training.
+        """
+        if value is None:
+            return
+        if not self.is_beaten_by(value):
             self.num_stale += 1
             return
         self.value, self.step, self.num_stale = value, step, 0
         self.tensors = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
 
     def is_beaten_by(self, value: float | None) -> bool:
-        """True for a finite `value` above the best so far."""
-        return value is not None and math.isfinite(value) and (self.value is None or value > self.value)
+        """True for a finite `value` that is better than the best so far."""
+        if value is None or not math.isfinite(value):
+            return False
+        return self.value is None or self.goal.is_better(value, self.value)
+
+
+@dataclass
+class RunState:
+    """Where a run stands.
+
+    Attributes:
+        best: best weights among those of the evaluations at cadence.
+        step: last step that was done.
+        last_is_best: whether the last weights are better than those, by an evaluation that was due only because
+            training ended. Kept apart, because a longer run would not have had that evaluation.
+        elapsed_s: wall time of the parts of the run before this process.
+        scores: of the last evaluation.
+        scored_step: the step that it was of.
+    """
+
+    best: BestWeights
+    step: int = 0
+    last_is_best: bool = False
+    elapsed_s: float = 0.0
+    scores: Scores = field(default_factory=dict)
+    scored_step: int = -1
+
+    def plain(self) -> dict[str, Any]:
+        """What of it is no tensor, for JSON; `elapsed_s` is the caller's to add."""
+        return {
+            "best_value": self.best.value,
+            "best_step": self.best.step,
+            "num_stale": self.best.num_stale,
+            "last_is_best": self.last_is_best,
+        }
+
+    def load_plain(self, saved: Mapping[str, Any]) -> None:
+        """Take up what `plain` gave, with step and elapsed_s beside it."""
+        self.step, self.elapsed_s, self.last_is_best = saved["step"], saved["elapsed_s"], saved["last_is_best"]
+        self.best.value, self.best.step = saved["best_value"], saved["best_step"]
+        self.best.num_stale = saved["num_stale"]
+
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """Name in a checkpoint -> weights as they are, and the best ones."""
+        return {
+            **{MODEL + name: tensor for name, tensor in model_tensors(model).items()},
+            **{BEST + name: tensor for name, tensor in self.best.tensors.items()},
+        }
+
+    def allocate_best(self, model: nn.Module, names: Mapping[str, Any]) -> None:
+        """Make best weights of zeros where a checkpoint holds some, to be filled by loading."""
+        for name, tensor in model_tensors(model).items():
+            if BEST + name in names:
+                self.best.tensors[name] = torch.zeros_like(tensor)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -45,52 +110,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def put_weights(model: nn.Module, tensors: dict[str, Tensor]) -> None:
+def put_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Set the weights to `tensors`, which are named and placed like them."""
     for name, target in model_tensors(model).items():
         target.copy_(tensors[name])
-
-
-def run_tensors(model: nn.Module, optimizer: Optimizer, best: BestWeights) -> dict[str, Tensor]:
-    """Everything of a run that a checkpoint holds as tensors."""
-    tensors = {MODEL + name: tensor for name, tensor in model_tensors(model).items()}
-    tensors |= {BEST + name: tensor for name, tensor in best.tensors.items()}
-    for name, param in _parameters(model).items():
-        for key, value in optimizer.state.get(param, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{OPTIM}{name}.{key}"] = value
-    return tensors
-
-
-def make_room(
-    model: nn.Module, optimizer: Optimizer, best: BestWeights, shapes: dict[str, tuple[torch.Size, torch.dtype]]
-) -> dict[str, Tensor]:
-    """`run_tensors` of a run that has just been built, with room for what a checkpoint holds beside the weights.
-
-    Our own and not torch's `set_optimizer_state_dict`, because that runs a step of the optimizer to make room.
-
-    Args:
-        shapes: name -> (full shape, dtype) of the checkpoint's tensors.
-    """
-    parameters = _parameters(model)
-    for full_name, (shape, dtype) in shapes.items():
-        if full_name.startswith(OPTIM):
-            name, _, key = full_name.removeprefix(OPTIM).rpartition(".")
-            if name in parameters:
-                optimizer.state[parameters[name]][key] = _room(parameters[name], shape, dtype)
-        elif full_name.startswith(BEST):
-            name = full_name.removeprefix(BEST)
-            if name in parameters:
-                best.tensors[name] = _room(parameters[name].detach(), shape, dtype)
-    return run_tensors(model, optimizer, best)
-
-
-def _room(like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    if shape == like.shape:
-        return torch.zeros_like(like, dtype=dtype, requires_grad=False)
-    return torch.zeros(shape, dtype=dtype)  # Adam counts its steps in CPU scalars
-
-
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter)}

@@ -5,23 +5,22 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from distsam.errors import ArgumentError, InputError
+from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
+from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.config_file import read_yaml, to_yaml
+from distsam.train.keys_of_arguments import arguments_as_keys
 
-# What makes two runs the same training: change one and the weights mean something else. Steps, cadences,
-# sharding, W&B and the numbers of the optimizer may change between the parts of one run.
-_DEFINING_SECTIONS = ("task", "data", "network")
-_DEFINING_KEYS = ("run.seed", "optim.method", "optim.base", "train.batch_size", "train.loss")
+# What makes two runs the same training, beside the task and its own sections: change one and the weights mean something
+# else. Steps, cadences, sharding, trackers and the numbers of the optimizer may change between the parts of one run.
+_DEFINING_KEYS = ("run.seed", "optim.method", "optim.base")
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:
     """InputError unless `config` may run in `folder`: it holds no run, or, with resume, the same one."""
-    try:
+    with arguments_as_keys("run", path="run.dir"):
         folder.check_usable()
-    except ArgumentError as error:
-        raise InputError(f"run.dir: {error.problem}") from None
     if not folder.holds_run():
         return
     if config.train.resume == "never":
@@ -35,15 +34,13 @@ def check_folder(folder: RunFolder, config: Config) -> None:
 
 def claim_folder(folder: RunFolder, config: Config) -> None:
     """Create `folder` with the config in it, unless it holds a run; an InputError where it cannot be written."""
-    try:
+    with arguments_as_keys("run", path="run.dir"):
         folder.claim(to_yaml(config))
-    except ArgumentError as error:
-        raise InputError(f"run.dir: {error.problem}") from None
 
 
 def _check_same_run(saved: Mapping[str, Any], config: Config, folder: RunFolder) -> None:
-    now = defining_values(config.model_dump())
-    before = defining_values(saved)
+    now = defining_values(config, config.model_dump())
+    before = defining_values(config, saved)
     for key, value in now.items():
         if key not in before or before[key] != value:
             was = repr(before[key]) if key in before else "absent"
@@ -53,18 +50,21 @@ def _check_same_run(saved: Mapping[str, Any], config: Config, folder: RunFolder)
             )
 
 
-def defining_values(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted key -> value of everything that defines which training this is."""
+def defining_values(config: Config, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value, in `raw`, of everything that defines which training `config` is."""
+    task = parts.TASKS.chosen(config.task)
+    sections = {"task", *(form.name for form in task.sections)}
+    keys = {*_DEFINING_KEYS, *(f"{section}.{key}" for section, kind in task.adds.items() for key in kind.model_fields)}
     values = {}
     for section, content in raw.items():
         for name, value in (content or {}).items():
             key = f"{section}.{name}"
-            if section in _DEFINING_SECTIONS or key in _DEFINING_KEYS:
+            if section in sections or key in keys:
                 values[key] = value
     return values
 
 
 def fingerprint(config: Config) -> str:
     """16 hexadecimal digits, the same for two configs of the same training."""
-    text = json.dumps(defining_values(config.model_dump()), sort_keys=True)
+    text = json.dumps(defining_values(config, config.model_dump()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -3,32 +3,36 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
 from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.folder import RunFolder
-from distsam.sharding import World
-from distsam.tasks.completion import CompletionTask
-from distsam.tasks.entries import Entries
+from distsam.sharding import Layout
 from distsam.tasks.files import read_indices
-from distsam.tensornet import TensorNetwork
-from distsam.train.build import build_problem, build_task
-from distsam.train.checkpoint_reader import load_tensors, read_facts, tensor_shapes
-from distsam.train.config import DataConfig
+from distsam.tasks.task import Scores, Task, identity
+from distsam.train import parts
+from distsam.train.build import build_model, build_task
+from distsam.train.checkpoint_reader import load_tensors, read_state, tensor_shapes
+from distsam.train.config import Config
 from distsam.train.config_file import load_config
+from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.loop import evaluated
 from distsam.train.run_state import BEST, MODEL, model_tensors
 
 
 @dataclass(frozen=True, eq=False)
 class SavedRun:
-    """The task of a run and its network with the best weights, whole, in this process."""
+    """The task of a run and its model with the best weights, whole, in this process."""
 
-    task: CompletionTask
-    model: TensorNetwork
+    config: Config
+    task: Task
+    model: nn.Module
 
 
 def open_run(run_dir: str | Path) -> SavedRun:
@@ -36,7 +40,7 @@ def open_run(run_dir: str | Path) -> SavedRun:
 
     Raises:
         InputError: it is no run folder, has no finished checkpoint, or its data is no longer there or no longer the
-            same: then the split is another, and entries that were fitted would be scored as held out.
+            same: then the split is another, and values that were fitted would be scored as held out.
     """
     folder = RunFolder(Path(run_dir))
     if not folder.config.is_file():
@@ -44,25 +48,22 @@ def open_run(run_dir: str | Path) -> SavedRun:
     checkpoints = finished_checkpoints(folder.checkpoints)
     if not checkpoints:
         raise InputError(f"{run_dir}: has no finished checkpoint; train it first, or set train.resume=auto")
-    config = load_config(folder.config)
-    facts = read_facts(checkpoints[-1])
+    config, state = load_config(folder.config), read_state(checkpoints[-1])
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
-    world = World(rank=0, world_size=1, local_rank=0, device=torch.device("cuda" if use_gpu else "cpu"))
-    problem = build_problem(config)
-    _check_data(config.data, problem.entries, facts["data_sha256"], folder)
-    task = build_task(config, problem, world)
-    # Its start is overwritten below, so it may be any.
-    model = TensorNetwork(problem.spec, dtype=task.dtype, device=task.device)
+    task = build_task(config, Layout.alone("cuda" if use_gpu else "cpu"))
+    _check_data(config, task, state["data_sha256"], folder)
+    model = build_model(config, task)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
-    prefix = BEST if has_best and not facts["last_is_best"] else MODEL
+    prefix = BEST if has_best and not state["last_is_best"] else MODEL
     load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
-    return SavedRun(task, model)
+    model.eval()
+    return SavedRun(config, task, model)
 
 
-def evaluate_run(run_dir: str | Path) -> dict[str, float | None]:
-    """The scores of the run's best weights on the three parts of its data, as in its summary.json."""
+def evaluate_run(run_dir: str | Path) -> Scores:
+    """The scores of the run's best weights, as in its summary.json."""
     run = open_run(run_dir)
-    return run.task.evaluate(run.model)
+    return evaluated(run.task, run.model)
 
 
 def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | None = None) -> str:
@@ -77,32 +78,37 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
         What was written, for people.
 
     Raises:
-        InputError: see `open_run`; or `output` is no .npz file in a folder that exists, or an index is outside.
+        InputError: see `open_run`; or `output` is no .npz file in a folder that exists, an index is outside, or the
+            task of the run predicts no tensor.
     """
     target = _checked_output(Path(output))
     run = open_run(run_dir)
+    task: Any = run.task
+    if not all(hasattr(task, member) for member in ("fill", "predict", "entries")):
+        kind = run.config.task.kind
+        raise InputError(f"{run_dir}: is a run of task.kind={kind}, which completes no tensor: nothing to predict")
     if entries is None:
-        prediction = run.task.fill(run.model, keep_known=False)
-        tensor, known = prediction.copy(), run.task.entries
+        prediction = task.fill(run.model, keep_known=False)
+        tensor, known = prediction.copy(), task.entries
         tensor[tuple(known.indices.T)] = known.values
         write_atomically(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
         num_known = len(known.values)
         return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
-    indices = read_indices(entries, run.task.entries.shape, key="--entries")
-    values = run.task.predict(run.model, indices)
+    with arguments_as_keys("--entries", path="--entries"):
+        indices = read_indices(entries, task.entries.shape)
+    values = task.predict(run.model, indices)
     write_atomically(target, lambda stream: np.savez(stream, indices=indices, values=values))
     return f"values of shape {values.shape}: predicted, whether known or not"
 
 
-def _check_data(data: DataConfig, entries: Entries, sha256: str, folder: RunFolder) -> None:
-    if entries.sha256() == sha256:
+def _check_data(config: Config, task: Task, sha256: str, folder: RunFolder) -> None:
+    if identity(task) == sha256:
         return
-    if data.path is not None:
-        raise InputError(
-            f"data.path: {data.path} has changed since the run in {folder.path}; give back the file of that run"
-        )
+    key, given = parts.TASKS.chosen(config.task).origin(config)
+    if key == "data.path":
+        raise InputError(f"{key}: {given} has changed since the run in {folder.path}; give back the file of that run")
     raise InputError(
-        f"data.source: {data.source} gives other data here than to the run in {folder.path}; "
+        f"{key}: {given} gives other data here than to the run in {folder.path}; "
         "install the versions that its summary.json names"
     )
 

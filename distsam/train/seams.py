@@ -1,6 +1,7 @@
 """How a word in a config becomes code: a part adds keys to a section and says how it is built."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, create_model
 
 from distsam.errors import InputError
+from distsam.train.keys_of_arguments import arguments_as_keys
 
 
 class Section(BaseModel):
@@ -74,7 +76,7 @@ class Seam(Generic[AnyPart]):
 
     def literal(self) -> Any:
         """The type of the key: one of the words; None where the seam checks its words itself."""
-        return Literal[tuple(self.parts)]  # type: ignore[misc]  # the words are known at run time
+        return Literal[tuple(self.parts)]
 
 
 class SumSeam:
@@ -255,8 +257,18 @@ class TaskPart(Part):
         sections: of the task alone, such as data and network.
         adds: section -> keys that stand there beside the common ones.
         check: raises InputError where keys of several sections do not fit together.
+        origin: (key, value) of where the data come from, for messages about them.
+        arguments: arguments of the task and its methods -> the keys by which they are given; others are keys of
+            `arguments_section`.
     """
 
     sections: tuple[SectionForm, ...] = ()
     adds: Mapping[str, type[Section]] = field(default_factory=dict)
     check: Callable[[Any], None] = lambda config: None
+    origin: Callable[[Any], tuple[str, Any]] = lambda config: ("task.kind", config.task.kind)
+    arguments: Mapping[str, str] = field(default_factory=dict)
+    arguments_section: str = "task"
+
+    def naming(self) -> AbstractContextManager[None]:
+        """Say errors about the task's arguments with their keys."""
+        return arguments_as_keys(self.arguments_section, **self.arguments)

@@ -4,7 +4,6 @@ from typing import Any
 
 from pydantic import Field
 
-from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Section
 
 
@@ -20,5 +19,9 @@ def build_task(config: Any, context: Any) -> Any:
     from distsam.tasks.target import load_target
 
     keys = config.part_keys("task", TargetKeys)
-    with arguments_as_keys("task"):
-        return load_target(keys.target, context, keys.arguments)
+    return load_target(keys.target, context, keys.arguments)
+
+
+def origin(config: Any) -> tuple[str, Any]:
+    """Whose data they are."""
+    return "task.target", config.task.target

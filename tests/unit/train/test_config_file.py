@@ -5,8 +5,8 @@ import pytest
 from distsam.errors import InputError
 from distsam.train.config import section_forms
 from distsam.train.config_errors import all_keys
-from distsam.train.parts import METHODS
 from distsam.train.config_file import load_config, to_yaml
+from distsam.train.parts import METHODS
 
 MINIMAL = """
 data: {source: covid19_serology}
@@ -194,7 +194,9 @@ def test_the_keys_that_others_script_against_are_there() -> None:
         "train": ("steps", "batch_size", "log_every", "resume"),
         "wandb": ("mode",),
     }
-    assert {f"{section}.{key}" for section, keys in promised.items() for key in keys} <= set(all_keys(section_forms({})))
+    assert {f"{section}.{key}" for section, keys in promised.items() for key in keys} <= set(
+        all_keys(section_forms({}))
+    )
 
 
 @pytest.mark.parametrize(
