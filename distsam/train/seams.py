@@ -193,7 +193,7 @@ class SectionForm:
                     f"it is for {_words(owners)}"
                 )
 
-    def keys(self) -> list[str]:
+    def key_names(self) -> list[str]:
         """Every key that the section may hold, with any parts."""
         models = [self.common, *self.added, *(part.keys for part in self._all_parts())]
         return list(dict.fromkeys(key for model in models for key in model.model_fields))
