@@ -5,9 +5,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
-
-from distsam.train.seams import SectionForm
+from distsam.train.seams import SectionForm, ValidationError
 
 Forms = Mapping[str, SectionForm]
 
