@@ -49,10 +49,10 @@ def assert_refused(folder: Path, *arguments: object, says: str) -> None:
         ("optim.clip_norm=-1", "optim.clip_norm: -1 is not valid; must be > 0"),
         (
             "optim.warmup_steps=20",
-            "optim.warmup_steps: 20 is not below train.steps=20: the schedule is longer than the",
+            "optim.warmup_steps: 20 is not below train.steps=20: the schedule is longer",
         ),
-        ("sharding.device=cuda", "sharding.device=cuda"),
-        ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
+        ("sharding.device=cuda", "sharding.device: cuda: this machine has no CUDA device; use cpu or auto"),
+        ("data.sizes={a:2}", "data.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, says: str) -> None:
@@ -184,7 +184,7 @@ def test_two_ranks_that_a_plan_cannot_use_print_one_line_of_ours(tmp_path: Path)
     result = run(on_two_ranks("train", small_config(tmp_path), *overrides))
     assert result.returncode != 0
     [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
-    assert "sharding.plan=fsdp" in line
+    assert "sharding.plan: fsdp: no core has a dim that 2 ranks divide" in line
     assert "exitcode: 2" in " ".join(result.stderr.replace(" :", ":").split()), result.stderr
     assert f'File "{PACKAGE}' not in result.stderr, "a traceback of ours"
     assert not (tmp_path / "run").exists()
