@@ -77,7 +77,7 @@ def test_every_key_that_is_named_is_one() -> None:
 
 
 def test_every_file_that_is_named_is_there() -> None:
-    named = {path for path in re.findall(r"(?:configs|distsam|launch|slurm|tests)/[\w/*.]+\w", README)}
+    named = set(re.findall(r"(?:configs|distsam|launch|slurm|tests)/[\w/*.]+\w", README))
     assert len(named) > 8
     assert [path for path in named if not list(ROOT.glob(path))] == []
 
