@@ -1,4 +1,4 @@
-"""What does the launcher say of this process? torchrun's words first, then Slurm's; else it is alone. No torch."""
+"""Which process of a run is this? As torchrun says, else as Slurm says, else the only one. Imports no torch."""
 
 import os
 from collections.abc import Mapping

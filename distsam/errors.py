@@ -15,9 +15,8 @@ class InputError(ValueError):
 class ArgumentError(InputError):
     """An InputError about one argument of a call: `argument: problem`.
 
-    Rooms that know no config raise it with the argument's own name; whoever knows by which key the user gave that
-    argument (train, for config keys) says it anew with the key. One dialect: `key: what is wrong with its value; what
-    would be right`.
+    Rooms that know no config raise it with the argument's own name; train raises it again with the key by which the
+    user gave that argument. The form is always `key: what is wrong with its value; what would be right`.
 
     Args:
         argument: name of the parameter, with an index or key behind it where one element is meant: "ranks[1]".

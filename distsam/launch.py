@@ -17,14 +17,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main, parse_args
 
 _BAD_INPUT = 2
-_LAST_WORDS_S = 3.0
+_WAIT_FOR_OTHER_MACHINES_S = 3.0
 
 
 def run() -> int:
     """Run torchrun on this program's arguments; the exit code."""
-    # torchrun sets the same when nobody has, and warns.
+    # torchrun sets the same where it is not set, and warns.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Which rank got which signal when the first one failed: the summary below says it too.
+    # It tells which ranks were ended after the first failure; the summary below says what matters of that.
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         main()
@@ -34,7 +34,7 @@ def run() -> int:
             print(error, file=sys.stderr)
         elif parse_args(sys.argv[1:]).nnodes not in ("1", "1:1"):
             # The other machines' ranks end with 2 too, but a launcher that loses the one it met at ends with an error.
-            time.sleep(_LAST_WORDS_S)
+            time.sleep(_WAIT_FOR_OTHER_MACHINES_S)
         # A rank that was killed by signal s has -s; shells call that 128 + s.
         return first.exitcode if first.exitcode > 0 else 128 - first.exitcode
     except SignalException as error:

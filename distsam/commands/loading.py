@@ -9,7 +9,7 @@ def begin_loading() -> None:
 
 
 def end_loading() -> None:
-    """Switch it on again where `begin_loading` has switched it off; what is there by now it never looks at again."""
+    """Switch it on again where `begin_loading` has switched it off; objects that are there by now it then ignores."""
     if not gc.isenabled():
         gc.freeze()
         gc.enable()

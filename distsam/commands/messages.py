@@ -10,7 +10,7 @@ from distsam.errors import CheckpointFailed, InputError, SharedInputError, Train
 
 BAD_INPUT = 2
 FAILED = 1
-_SPEAKER_S = 10.0
+_WAIT_FOR_MESSAGE_S = 10.0
 
 
 @contextmanager
@@ -40,9 +40,9 @@ def _print_once(error: Exception, is_shared: bool) -> None:
         _print(error, here.rank)
         return
     if is_shared and here_machine not in (None, 0):
-        return  # its launcher must end with this code too, before it loses that of rank 0
-    # torchrun kills a machine's ranks when the first one ends: let that be the one that has something to say.
-    time.sleep(_SPEAKER_S)
+        return  # its launcher must end with this code too, before it loses contact with that of rank 0
+    # torchrun kills all ranks of a machine when the first one ends: that must not be one that prints nothing.
+    time.sleep(_WAIT_FOR_MESSAGE_S)
     if not is_shared and here_machine is not None:
         _print(error, here.rank)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Engine(Protocol):
-    """Runs the steps of one model with one optimizer; nobody reaches around it while it does.
+    """Runs the steps of one model with one optimizer, which meanwhile are used through it alone.
 
     State is in two halves: tensors, placed as the weights are, and plain values that JSON can hold. A run that loads
     both goes on bit for bit; the weights themselves are the model's.
@@ -78,5 +78,5 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """No step after this; what the engine holds beside model and optimizer is freed. Twice is once."""
+        """No step after this; what the engine holds beside model and optimizer is freed. A second call does nothing."""
         ...

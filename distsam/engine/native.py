@@ -132,5 +132,5 @@ class NativeEngine:
         return self.state_tensors()
 
     def close(self) -> None:
-        """No step after this. Twice is once."""
+        """No step after this. A second call does nothing."""
         self._is_closed = True

@@ -19,7 +19,7 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
     part = path.with_name(f".{path.name}.tmp")
     part.unlink(missing_ok=True)
     try:
-        # "x" makes the file anew: through a link that somebody left under its name another file would be written.
+        # "x" refuses a name that exists: a link under it would have us write into the file that it points to.
         with part.open("xb") as stream:
             if isinstance(content, str):
                 stream.write(content.encode("utf-8"))

@@ -46,7 +46,7 @@ class SavedNetwork:
 
 @dataclass
 class Summary:
-    """What a run came to. In the file everything stands side by side; what is not known here is kept in `more`.
+    """The results of a run. The file is flat; keys that are not known here are kept in `more`.
 
     Attributes:
         goal: None in summaries of versions that did not write it.
@@ -93,7 +93,7 @@ def read_summary(path: Path, must_hold: Mapping[str, Any] | None = None) -> Summ
 
 
 def score_parts(scores: Iterable[str], columns: Iterable[str]) -> list[str]:
-    """The parts of which `scores` ("<part>/<column>") hold any of `columns`, in order; those of "last/..." are none."""
+    """The parts of which `scores` ("<part>/<column>") hold any of `columns`, in order; "last/..." is none."""
     wanted = set(columns)
     pairs = (key.rpartition("/") for key in scores)
     return list(dict.fromkeys(part for part, _, column in pairs if column in wanted and part and "/" not in part))
@@ -107,7 +107,7 @@ def _parsed(content: dict[str, Any]) -> Summary | None:
     rest = content.keys() - numbers.keys() - own.keys() - {"goal", "networks"}
     try:
         goal = None if content.get("goal") is None else _goal(**content["goal"])
-        networks = {name: _network(**facts) for name, facts in content.get("networks", {}).items()}
+        networks = {name: _network(**saved) for name, saved in content.get("networks", {}).items()}
     except (TypeError, ValueError, AttributeError):
         return None
     return Summary(

@@ -23,8 +23,8 @@ def discard_pass(params: Iterable[nn.Parameter]) -> None:
     """Forget a forward or backward that raised: free the whole weights and FSDP2's half-done gradients.
 
     What it cut off would have put them away; without this the next forward computes with the weights of that pass.
-    After a raise in backward that needs torch 2.13: before it FSDP2 cannot forget half-done gradients, and whoever
-    catches the error must build the model anew.
+    After a raise in backward that needs torch 2.13: before it FSDP2 cannot forget half-done gradients, and after such
+    an error the model must be built anew.
 
     Collectives: none; in flight ones are waited for, so every rank's pass must have raised.
     """

@@ -63,7 +63,7 @@ class Layout:
 
     @property
     def loss_weight(self) -> float:
-        """What this rank's loss counts: summed over the world, weighted losses give the mean over the data axes."""
+        """The factor of this rank's loss: the sum over the world is then the mean over the data axes."""
         return 1 / self.data_size if self.is_first_copy else 0.0
 
     @property
@@ -104,14 +104,14 @@ def ranks_along(mesh: DeviceMesh, names: Sequence[str], chosen: Sequence[str]) -
     return mesh.mesh.permute(*others, *inside).reshape(-1, count).tolist()
 
 
-# Parameter -> what the loss of a rank counts, for whoever measures a pass and knows only parameters.
+# Parameter -> the factor of this rank's loss, for the meter, which knows only parameters.
 _LOSS_WEIGHTS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def remember_loss_weight(
     params: Iterable[nn.Parameter], mesh: DeviceMesh, axes: Axes, data_axes: Sequence[str]
 ) -> None:
-    """Note for each parameter what this rank's loss counts on the mesh on which it was placed."""
+    """Note for each parameter the factor of this rank's loss on the mesh on which it was placed."""
     is_first = _is_first_copy(axes, data_axes, coordinate_on(mesh, axes))
     weight = 1 / prod(size for name, size in axes if name in data_axes) if is_first else 0.0
     for param in params:
@@ -119,8 +119,8 @@ def remember_loss_weight(
 
 
 def loss_weight_of(params: Iterable[nn.Parameter]) -> float:
-    """What this rank's loss counts for a model with these parameters: summed over the world, weighted losses give
-    their mean over the data axes. 1 / world size where `shard` placed none of them.
+    """The factor of this rank's loss in a model with these parameters: the sum over the world is then the mean over the
+    data axes. 1 / world size where `shard` placed none of them.
     """
     return next((_LOSS_WEIGHTS[p] for p in params if p in _LOSS_WEIGHTS), 1 / world_size())
 

@@ -23,7 +23,7 @@ def local_tensor(tensor: Tensor) -> Tensor:
 
 
 class Pieces(Protocol):
-    """What an optimizer may ask and do of this rank's share of the parameters, whoever placed them.
+    """This rank's share of the parameters, as an optimizer reads and changes it, however they are placed.
 
     An engine that keeps weights or gradients in a place of its own gives the optimizer its Pieces by
     `optimizer.use_pieces(factory)`; without that an optimizer builds `LocalPieces`.
@@ -56,7 +56,7 @@ class Pieces(Protocol):
         """Forget a pass that raised on every rank, half-done gradients included."""
 
     def publish(self) -> None:
-        """The weights were changed in place by other means than a step of the base optimizer: let others see it."""
+        """The weights were changed in place outside a step of the base optimizer: update whatever copies there are."""
 
 
 class LocalPieces:
@@ -82,7 +82,7 @@ class LocalPieces:
         self.device = _one_device(params)
         self._moved = self.params if is_moved is None else tuple(compress(params, is_moved))
         self._unmoved = [] if is_moved is None else [i for i, moves in enumerate(is_moved) if not moves]
-        # What is a DTensor, and placed how, never changes; asking each one at every step is what would take time.
+        # Which are DTensors and how they are placed never changes: asked once, because asking takes time in every step.
         self._sharded = [(i, p, p.placements) for i, p in enumerate(params) if isinstance(p, DTensor)]
         self._averagers = averagers_of(params)
 

@@ -13,7 +13,7 @@ class Plan(Protocol):
     """How weights are to be placed, before the number of ranks or a shape is known; one file in `plans` each.
 
     Attributes:
-        name: one word, that of the config.
+        name: one word, by which users choose it.
         data_axes: the axes along which ranks see different data; ranks that differ only along others see the same.
     """
 

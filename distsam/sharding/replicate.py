@@ -23,7 +23,7 @@ BUCKET_BYTES = 25 * 2**20
 @dataclass
 class _Bucket:
     params: list[nn.Parameter]
-    missing: set[int] = field(default_factory=set)  # ids of those whose gradient this backward still owes
+    missing: set[int] = field(default_factory=set)  # ids of those that have no gradient of this backward yet
     sent: list[nn.Parameter] = field(default_factory=list)
     buffer: Tensor | None = None
     wait: Callable[[], None] | None = None
@@ -36,13 +36,13 @@ class _Bucket:
 class GradientAverager:
     """Averages the gradients of replicated parameters over the data axes at the end of every backward.
 
-    A parameter that no rank's loss used keeps `.grad` None; one that is frozen is left alone until it is no longer.
+    A parameter that no rank's loss used keeps `.grad` None; one that is frozen is passed over as long as it is.
     The host reads the counts only on a rank, and only in a backward, where a gradient is missing.
 
     Args:
         params: plain parameters, the same list in the same order on every rank.
-        group: the ranks whose gradients differ, those along the data axes; None is the world. A group of its own where
-            another party's collectives run in the same backward, because ranks may start the two in different orders.
+        group: the ranks whose gradients differ, those along the data axes; None is the world. Where FSDP2 reduces in
+            the same backward it must be another group than FSDP2's: ranks may start the two in different orders.
 
     Attributes:
         is_paused: True while backwards only add up this rank's gradients (`accumulating`).
@@ -85,8 +85,8 @@ class GradientAverager:
             if self._backward != backward:
                 self._start_over()
                 self._backward = backward
-                # Queued twice over, to be behind FSDP2's own callback, in which it may still reduce gradients: a
-                # rank that waits here must not owe the others those.
+                # Queued by a queued call, so that it comes after FSDP2's own, which may still reduce gradients: a
+                # rank must not wait here before it has sent those.
                 queue = Variable._execution_engine.queue_callback
                 queue(lambda: queue(self._finish))
             bucket.missing.discard(id(param))
@@ -134,12 +134,12 @@ class GradientAverager:
         self._has_averaged = True
 
 
-# Parameter -> its averager, for whoever measures gradients and knows only parameters.
+# Parameter -> its averager, for Pieces, which know only parameters.
 _AVERAGERS: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def averagers_of(params: Iterable[nn.Parameter]) -> tuple[GradientAverager, ...]:
-    """Who averages the gradients of `params`; nobody where none of them was left whole by `shard`."""
+    """What averages the gradients of `params`; () where `shard` left none of them whole."""
     found: dict[int, GradientAverager] = {}
     for param in params:
         weak: ReferenceType[GradientAverager] | None = _AVERAGERS.get(param)
@@ -150,7 +150,7 @@ def averagers_of(params: Iterable[nn.Parameter]) -> tuple[GradientAverager, ...]
 
 
 def _hook_gradient(param: nn.Parameter, hook: Callable[[Tensor], None]) -> None:
-    """Call `hook` when a backward has left a gradient; a parameter that is frozen now may not be for ever."""
+    """Call `hook` when a backward has left a gradient; a parameter that is frozen now may be trained later."""
     is_trained = param.requires_grad
     param.requires_grad_(True)
     param.register_post_accumulate_grad_hook(hook)

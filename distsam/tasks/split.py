@@ -82,7 +82,7 @@ def _units(entries: Entries, fibre_mode: int | None) -> np.ndarray:
 
 
 def _group_rows(rows: np.ndarray) -> np.ndarray:
-    """Numbers equal rows alike, in lexicographic order."""
+    """A number for each row, equal for equal rows, in the rows' lexicographic order."""
     order = np.lexsort(rows.T)
     is_new = (rows[order[1:]] != rows[order[:-1]]).any(axis=1)
     groups = np.zeros(len(rows), dtype=np.int64)

@@ -103,7 +103,7 @@ class _UsersTask:
         return str(self._call("describe")) if hasattr(self._task, "describe") else f"task {self._target}"
 
     def __getattr__(self, name: str) -> Any:
-        # The optional members: absent here where they are absent there.
+        # Of the optional members this has those that the user's task has.
         member = getattr(self._task, name)
         return (lambda *args: self._call(name, *args)) if callable(member) else member
 

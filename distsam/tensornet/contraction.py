@@ -25,8 +25,8 @@ class Pair:
         positions: of a and b in the list of remaining tensors; both are taken out, the result goes to its end.
         a, b: their indices.
         batch: indices of both that stay.
-        free_a, free_b: indices of one alone; those that nobody else needs are summed out before.
-        summed: indices of both that nobody else needs.
+        free_a, free_b: indices of one alone; those that no other tensor has, nor the output, are summed out before.
+        summed: indices of both that no other tensor has, nor the output.
     """
 
     positions: tuple[int, int]
@@ -148,7 +148,7 @@ def _contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
     a_BFS = _arranged(a, pair.a, (pair.batch, pair.free_a, pair.summed))
     b_BSF = _arranged(b, pair.b, (pair.batch, pair.summed, pair.free_b))
     result = torch.bmm(a_BFS, b_BSF) if pair.batch else torch.mm(a_BFS[0], b_BSF[0])
-    # Nobody else has `result`, so this needs not be a view: FSDP2 warns of one that a module returns.
+    # `result` is used here only, so this need not be a view of it: FSDP2 warns of a module that returns a view.
     return torch.ops.aten._unsafe_view(result, [sizes[index] for index in pair.result])
 
 

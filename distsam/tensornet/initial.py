@@ -23,7 +23,7 @@ def draw_cores(
     """Gaussian cores of equal norms whose tensor has exactly the wanted root mean square.
 
     E||T||^2 = prod_k s_k / prod_i d_i^(m_i - 1) over all indices i, of size d_i, carried by m_i cores, holds in
-    expectation only; one draw scatters. So ||T|| is computed from the cores and all are rescaled alike.
+    expectation only; one draw scatters. So ||T|| is computed from the cores, and all are multiplied by one factor.
 
     Args:
         spec: the network; K cores.

@@ -19,7 +19,7 @@ class TensorNetwork(nn.Module):
     """A tensor T kept as cores: `at` and `dense` are differentiable in every core.
 
     The cores are the parameters "cores.0", "cores.1", ..., in the order of `spec.cores`; they are looked up at call
-    time, so whoever places the module may replace them. Calling the module is `at`. Under autocast the products of
+    time, because placing the module may replace them. Calling the module is `at`. Under autocast the products of
     cores are of the lower precision; entries are summed in that of the cores.
 
     Args:
@@ -36,7 +36,7 @@ class TensorNetwork(nn.Module):
         ArgumentError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
     """
 
-    # Read by `core_networks` and by whoever places the module.
+    # Read by `core_networks`, and where the module is placed.
     entry_points = ("at", "dense")
 
     def __init__(

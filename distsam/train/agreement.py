@@ -1,4 +1,4 @@
-"""What all ranks must hold in common before they go on: that nobody found a mistake, and what rank 0 read."""
+"""What all ranks must agree on before they go on: that no rank found a mistake, and what rank 0 read."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 def agreed(make: Callable[[], T]) -> T:
-    """What `make` gives on this rank, once it gave something on every rank.
+    """The result of `make` on this rank, once `make` has succeeded on every rank.
 
-    A rank alone with its mistake (a file that one machine lacks) would otherwise leave the others waiting for it in
-    their next collective, and nobody would say why.
+    Otherwise a rank that found a mistake (such as a file that its machine lacks) would end alone, and the others would
+    wait for it in their next collective.
 
     Args:
         make: runs no collectives that a rank with a mistake would miss.

@@ -129,12 +129,13 @@ def _failure(step: int, cause: str) -> str:
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: were the process killed half way, a part would be left that looks whole.
+    # Renamed first: a process that is killed half way must not leave a part that looks whole.
     doomed = path.with_name(path.name + UNFINISHED)
     path.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _expect_known_warnings() -> None:
-    # One process without a group is what we mean, and the saving thread cannot hold a filter of its own.
+    # DCP warns where there is no process group, as is right for one process. It does so in a thread of its own, for
+    # which a filter cannot be set and taken back: this one stays.
     warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)

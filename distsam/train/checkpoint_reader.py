@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from distsam.errors import InputError
 from distsam.runs.checkpoints import INDEX, STATE
 
-# All that the index of tensors consists of. A pickle can call whatever it can name, so it may name no more.
+# What an index of tensors consists of. A pickle can call whatever it can name, so it may name nothing else.
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
         "Metadata",
@@ -67,7 +67,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _TensorReader(dcp.FileSystemReader):
-    """DCP's reader with our reading of the index."""
+    """DCP's reader, but for the index, which `read_index` reads."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         metadata = read_index(Path(self.path))

@@ -106,7 +106,7 @@ def section_forms(raw: Mapping[str, Any]) -> dict[str, SectionForm]:
 
 
 def task_of(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The raw task section; whoever gives a target means a task of their own."""
+    """The raw task section; where it has a target and no kind, the kind is target."""
     task = raw.get("task") or {}
     if isinstance(task, Mapping) and "target" in task and "kind" not in task:
         return {**task, "kind": "target"}

@@ -62,7 +62,7 @@ class TrainingLoop:
         return self.state.step > self._first_step
 
     def run(self) -> None:
-        """Steps until the last one, an early stop, or a request to stop; leaves the rows complete.
+        """Steps until the last one, an early stop, or a request to stop; then all rows are complete.
 
         Collectives: those of the steps and evaluations; every rank calls it.
 
@@ -139,11 +139,11 @@ class TrainingLoop:
             self._book.close(step, numbers)
 
     def _end(self) -> None:
-        """The last row, whether it was due or not, and what the coordinator still holds."""
+        """Complete the rows of which the coordinator still holds numbers, and write the last one, due or not."""
         coordinator, step = self.parts.coordinator, self.state.step
         self.balance = {**coordinator.snapshot(), **self.parts.counts()}
         self._collect(coordinator.flush())
-        # A run that was at its end already has that row in its file.
+        # A run that was resumed at its end has that row in its file already.
         if self.has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:
             row = {**self.score(), **self.balance}
             if self.parts.rank == 0:

@@ -40,7 +40,7 @@ class TrainingProgress:
             self._task = self._bar.add_task("train", total=steps, completed=start, values=self._short_text())
 
     def tick(self, step: int) -> None:
-        """Move the bar to `step`; costs a clock reading when there is nothing to move."""
+        """Move the bar to `step`, if there is a bar; it is drawn a few times a second only."""
         if self._bar is None:
             return
         now = time.monotonic()
@@ -49,7 +49,7 @@ class TrainingProgress:
             self._bar.update(self._task, completed=step, values=self._short_text())
 
     def show(self, row: Mapping[str, float | int | None]) -> None:
-        """Take up the newest logged row."""
+        """Show the newest logged row."""
         if not self._shown:
             return
         self._values.update(self._shown_of(row))
@@ -78,7 +78,7 @@ class TrainingProgress:
         return f"loss {loss} {self._score} {score} dev {deviation} {speed}/s"
 
     def _shown_of(self, row: Mapping[str, float | int | None]) -> dict[str, str]:
-        """Label -> text of what `row` has of it; the largest deviation where there are several networks."""
+        """Label -> text of those numbers that `row` has; of several networks the largest deviation."""
         deviations = [v for k, v in row.items() if k.endswith("/norm_deviation") and v is not None]
         score = row.get(self._goal_key)
         found = {

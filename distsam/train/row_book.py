@@ -20,14 +20,14 @@ class RowBook:
         self._waiting: set[int] = set()
 
     def open(self, step: int, numbers: Mapping[str, float | int | None], waits: bool) -> None:
-        """Begin the row of `step`; it `waits` if `close` will bring the rest."""
+        """Begin the row of `step`; it `waits` where `close` will add the rest."""
         self._open.setdefault(step, {STEP: step}).update(numbers)
         if waits:
             self._waiting.add(step)
         self._write_finished()
 
     def close(self, step: int, numbers: Mapping[str, float | int | None]) -> None:
-        """Bring the rest of the row of `step`."""
+        """Add the rest of the row of `step`."""
         self._open.setdefault(step, {STEP: step}).update(numbers)
         self._waiting.discard(step)
         self._write_finished()

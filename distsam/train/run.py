@@ -70,9 +70,9 @@ def _find_task(config: Config, folder: RunFolder, layout: Layout) -> Task:
 
 
 def _identify(config: Config, task: Task) -> dict[str, str]:
-    """What makes this training the one that it is, as rank 0 has it; every rank must have the same data.
+    """The digests of config and data by which a resume knows this training, as rank 0 has them.
 
-    Machines with disks of their own can hold other files under the same name.
+    Every rank must have the same data: machines with disks of their own can hold other files under the same name.
     """
     own = identity_of(task)
     identity = from_first_rank(lambda: {"fingerprint": fingerprint(config), "data_sha256": own})
@@ -94,7 +94,7 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> R
 
 
 class _Run:
-    """The parts of a run that is under way, tied to its folder."""
+    """A run under way: its parts, its state and its folder."""
 
     def __init__(self, config: Config, folder: RunFolder, run: RunParts, identity: dict[str, str]) -> None:
         self.config = config
@@ -109,7 +109,7 @@ class _Run:
             folder.write_config(to_yaml(config))
 
     def train(self) -> Summary:
-        """Run the loop and write what remains of it."""
+        """Run the loop to its end, and write the summary."""
         trackers = TrackerGroup(tuple(self._open_trackers()) if self.is_first else ())
         if self.is_first:
             self._open(trackers)
@@ -154,7 +154,7 @@ class _Run:
         try:
             loop.run()
         except TrainingDiverged as error:
-            # The loop has not counted the step that raised.
+            # The engine has counted the step that raised, the loop has not.
             self.state.step = self.parts.engine.num_steps
             self._save(loop.elapsed_s)
             self.checkpointer.wait()
@@ -200,7 +200,7 @@ class _Run:
         self.checkpointer.save(self.state.step, tensors, plain)
 
     def _finish(self, loop: TrainingLoop, signals: StopSignals) -> Summary:
-        """The summary, written. Where no step was taken, the one that is there: nobody can measure a step again."""
+        """Write the summary; where no step was taken, keep the one that is there: a step cannot be measured again."""
         of_this_step = {"steps": self.state.step, **self.identity}
         kept = None
         if not loop.has_stepped:
@@ -244,7 +244,7 @@ class _Run:
         return "early stopping" if loop.stopped_early else "a signal to another rank"
 
     def _open_trackers(self) -> Iterator[Tracker]:
-        """The record of the run, and what mirrors it."""
+        """The record of the run, then the trackers that the config names."""
         yield JsonlTracker(self.folder.metrics, self.state.step)
         for word, part in parts.TRACKERS.parts.items():
             tracker = part.build(getattr(self.config, word), self.folder.path, self.config.model_dump())

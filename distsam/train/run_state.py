@@ -36,7 +36,7 @@ class BestWeights:
     def consider(self, model: nn.Module, step: int, value: float | None) -> None:
         """Keep a copy of the weights if `value`, the same on every rank, is the best so far.
 
-        None is an undefined value: nothing is chosen by it, and it ends no training.
+        None is an undefined value: it is neither the best nor one evaluation more without a better value.
         """
         if value is None:
             return
@@ -75,7 +75,7 @@ class RunState:
     scored_step: int = -1
 
     def plain(self) -> dict[str, Any]:
-        """What of it is no tensor, for JSON; `elapsed_s` is the caller's to add."""
+        """All that is no tensor, for JSON; the caller adds `elapsed_s`."""
         return {
             "best_value": self.best.value,
             "best_step": self.best.step,
@@ -84,7 +84,7 @@ class RunState:
         }
 
     def load_plain(self, saved: Mapping[str, Any]) -> None:
-        """Take up what `plain` gave, with step and elapsed_s beside it."""
+        """Restore what `plain` gave, with step and elapsed_s beside it."""
         self.step, self.elapsed_s, self.last_is_best = saved["step"], saved["elapsed_s"], saved["last_is_best"]
         self.best.value, self.best.step = saved["best_value"], saved["best_step"]
         self.best.num_stale = saved["num_stale"]

@@ -21,7 +21,7 @@ class Fsdp:
 
     @property
     def name(self) -> str:
-        """The word of the config."""
+        """The word by which users choose it."""
         return "fsdp"
 
     @property

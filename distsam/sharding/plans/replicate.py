@@ -12,7 +12,7 @@ class Replicate:
 
     @property
     def name(self) -> str:
-        """The word of the config."""
+        """The word by which users choose it."""
         return "replicate"
 
     @property

@@ -22,7 +22,7 @@ class JsonlTracker:
         self._file.log(row)
 
     def alert(self, message: str) -> None:
-        """Nothing: the file holds rows and only rows, for whoever reads it as a table."""
+        """Does nothing: the file holds rows only, so that it can be read as a table."""
 
     def close(self) -> None:
         """Close the file."""

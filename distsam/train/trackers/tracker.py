@@ -8,8 +8,8 @@ from typing import Protocol
 class Tracker(Protocol):
     """Takes the rows of a run as they come; only rank 0 has any.
 
-    A mirror whose other end fails must not end the training: it says so once and takes no more. The record of the run
-    (jsonl) is no mirror and may raise.
+    One that sends rows elsewhere must not end the training when that fails: it prints one line and sends no more. The
+    record of the run (jsonl) may raise.
     """
 
     def log(self, row: Mapping[str, float | int | None]) -> None:

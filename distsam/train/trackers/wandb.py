@@ -58,9 +58,9 @@ class WandbTracker:
         """What `call` gives; where it raises, None, and this tracker takes no more."""
         try:
             return call()
-        except Exception as error:  # wandb raises what it likes, from network errors to its own process being gone
+        except Exception as error:  # of any type, from network errors to the end of wandb's own process
             self._run = None
-            # wandb speaks to its process once more when Python ends; if that is gone, it prints a long traceback.
+            # When Python ends wandb calls its own process once more, and prints a long traceback if that is gone.
             atexit.register(_leave_quietly)
             reason = " ".join(str(error).split()) or type(error).__name__
             print(f"distsam: W&B failed, the run goes on without it: {reason}", file=sys.stderr)

@@ -15,7 +15,8 @@ class Ratings(nn.Module):
         self.weigh = nn.Linear(2, 1)
 
     def forward(self, indices):
-        return self.weigh(torch.stack([self.wide(indices), self.chain(indices)], dim=1)).squeeze(1)
+        both = torch.stack([self.wide(indices), self.chain(indices)], dim=1)
+        return self.weigh(both).sum(dim=1)  # of one column; squeeze would give a view, of which FSDP2 warns
 
 
 class RatingTask:  # task.target: ratings:RatingTask makes RatingTask(context, **task.arguments)
@@ -42,8 +43,7 @@ class RatingTask:  # task.target: ratings:RatingTask makes RatingTask(context, *
         return (model(indices) - values).square().sum() * factor
 
     def evaluate(self, model):
-        validation = np.arange(self.num_train, len(self.values))
-        own = nth_part(validation, self.context.data_rank, self.context.data_size)
+        own = nth_part(np.arange(self.num_train, len(self.values)), self.context.data_rank, self.context.data_size)
         metric = FitMetric(0.0, self.context.sum_over_ranks, self.context.device)
         metric.update(model(self.indices[own]), self.values[own])
         return {f"validation/{name}": value for name, value in metric.compute().items()}
