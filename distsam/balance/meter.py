@@ -11,6 +11,7 @@ networks those calls, and not their arithmetic, are what a step costs beside its
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -21,47 +22,55 @@ from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
+Array = Tensor | np.ndarray
 Norms = Tensor | tuple[Tensor, ...]
 Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
 
 
 class PassNumbers:
-    """The vector of a pass, the same bits on every rank, on the device, read by name.
+    """The vector of a pass, the same bits on every rank, read by name.
 
     Args:
-        read: gives the vector.
-        local: in a run of one process on CPU, what the vector is made of: norms where it has squares. The host has all
-            that a plain step needs from there.
+        values: float64, in the order above: a tensor on the device, or on CPU an array, because there a number costs
+            the host nothing and a tensor call is what costs. In a run of one process on CPU a list, in which norms
+            stand in place of their squares: a plain step needs no more.
+        num_squared: how many of such a list are to be squared.
     """
 
     def __init__(
-        self, read: Callable[[], Tensor], local: Tensor | None, num_params: int, num_of_cores: int, has_loss: bool
+        self, values: Array | list[float], num_squared: int, num_params: int, num_of_cores: int, has_loss: bool
     ) -> None:
         self.num_params = num_params
-        self._read = read
-        self._local = local
+        self._given, self._num_squared = values, num_squared
         self._loss_at = num_params + num_of_cores
         self._has_loss = has_loss
 
     @cached_property
+    def _values(self) -> Array:
+        if not isinstance(self._given, list):
+            return self._given
+        array = np.array(self._given)
+        array[: self._num_squared] *= array[: self._num_squared]
+        return array
+
+    @cached_property
     def vector(self) -> Tensor:
-        """Float64, in the order above."""
-        return self._read()
+        """Float64, in the order above, on the device."""
+        return torch.as_tensor(self._values)
 
     @property
     def is_on_cpu(self) -> bool:
         """True where the host reads a number without waiting."""
-        return self._local is not None or self.vector.device.type == "cpu"
+        return not isinstance(self._given, Tensor)
 
     @cached_property
     def on_host(self) -> tuple[float, float, float]:
         """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
-        if self._local is not None:
-            values = self._local.tolist()
-            total = sum([x * x for x in values[: self.num_params]])
+        if isinstance(self._given, list):
+            values, total = self._given, sum([x * x for x in self._given[: self.num_params]])
         else:
-            values = self.vector.tolist()
+            values = self._given.tolist()
             total = sum(values[: self.num_params])
         return total, values[self._loss_at], values[self._loss_at + 1]
 
@@ -107,15 +116,19 @@ class FirstPass(PassNumbers):
 
     def __init__(
         self,
-        read: Callable[[], Tensor],
-        local: Tensor | None,
+        values: Array | list[float],
+        num_squared: int,
         num_params: int,
         num_of_cores: int,
         has_loss: bool,
         position: Mapping[int, int],
     ) -> None:
-        super().__init__(read, local, num_params, num_of_cores, has_loss)
+        super().__init__(values, num_squared, num_params, num_of_cores, has_loss)
         self.position = position
+
+    def of_all_cores(self) -> tuple[Array, Array]:
+        """(N,) gamma_k and (N,) s_k, which must have been wanted: arrays of a pass on CPU, tensors elsewhere."""
+        return self._values[: len(self.position)], self._values[self.num_params : self._loss_at]
 
     @property
     def gamma(self) -> Tensor:
@@ -169,15 +182,15 @@ class Meter:
         self.position = {id(core): k for k, core in enumerate(self.cores)}
         self.pieces = make_pieces(self.params, [id(p) in moved for p in self.params])
         self.device = self.pieces.device
-        owned = [float(is_owned) for is_owned in self.pieces.owned]
-        weights = [*owned, self.pieces.loss_weight, 1.0]
-        # The factors of a rank's numbers before ranks are added up; by how many are of cores, and how many probes.
-        self._weights = {(0, 0): torch.tensor(weights, dtype=torch.float64, device=self.device)}
-        self._owned_cores = self._weights[0, 0][: self.num_cores]
+        weights = [*map(float, self.pieces.owned), self.pieces.loss_weight, 1.0]
+        on_device = torch.tensor(weights, dtype=torch.float64, device=self.device)
+        self._owned, self._scalar_weights = on_device.split([len(self.params), 2])
+        self._owned_cores = self._owned[: self.num_cores]
+        self._weights: dict[tuple[int, int], Tensor] = {}
         self._nothing = torch.zeros((), device=self.device)
-        self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
         # Nothing to add to, and on CPU nothing to wait for.
         self._is_alone = self.device.type == "cpu" and not is_distributed() and set(weights) == {1.0}
+        self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
 
     def core_norms_sq(self) -> Tensor:
         """(N,) float64 squared norms of all cores, now.
@@ -189,7 +202,6 @@ class Meter:
         with torch.no_grad():
             return all_reduce_sum_(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
-    @torch.no_grad()
     def first_pass(
         self,
         loss: Tensor | float | None,
@@ -210,12 +222,12 @@ class Meter:
             `Pieces.gradients`; every rank calls it.
         """
         grads = self.pieces.gradients()
-        probes = None if probe is None else probe(grads)
+        probes = _probed(probe, grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
-        read, local = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, is_squared=True)
-        return FirstPass(read, local, len(grads), _length(core_norms), loss is not None, self.position), grads
+        num, num_of_cores = len(grads), _length(core_norms)
+        values = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, num + num_of_cores)
+        return FirstPass(values, num + num_of_cores, num, num_of_cores, loss is not None, self.position), grads
 
-    @torch.no_grad()
     def second_pass(
         self,
         loss: Tensor | float | None,
@@ -233,10 +245,11 @@ class Meter:
         Collectives: as in `first_pass`.
         """
         grads = self.pieces.gradients()
-        probes = None if probe is None else probe(grads)
+        probes = _probed(probe, grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
-        read, local = self._sum_over_ranks(grads, loss, False, probes, products, is_squared=False)
-        return SecondPass(read, local, len(grads), _length(products), loss is not None), grads
+        num = len(grads)
+        values = self._sum_over_ranks(grads, loss, False, probes, products, num)
+        return SecondPass(values, num, num, _length(products), loss is not None), grads
 
     def _norms(self, grads: Gradients) -> Norms:
         try:
@@ -248,7 +261,8 @@ class Meter:
             raise
 
     def _core_norms(self) -> Norms:
-        return norm_parts(self._core_weights(), is_exact=True)
+        with torch.no_grad():
+            return norm_parts(self._core_weights(), is_exact=True)
 
     def _core_weights(self) -> list[Tensor]:
         return self.pieces.weights()[: self.num_cores]
@@ -260,33 +274,31 @@ class Meter:
         wants_stop: bool,
         probes: Tensor | None,
         of_cores: Norms | None,
-        is_squared: bool,
-    ) -> tuple[Callable[[], Tensor], Tensor | None]:
-        """The vector of a pass, see PassNumbers. Norms are squared in float64; `of_cores` too where `is_squared`."""
-        scalars = [self._loss(loss), self._flags[wants_stop]]
-        lists = [self._norms(grads), () if of_cores is None else of_cores]
-        if probes is None and not any(isinstance(part, Tensor) for part in lists):
-            local = torch.stack([*lists[0], *lists[1], *scalars])
-        else:
-            parts = [part if isinstance(part, Tensor) else torch.stack(part) for part in (*lists, scalars) if len(part)]
-            local = torch.cat(parts if probes is None else [*parts, probes])
-        num_of_cores = len(lists[1])
-
-        def vector() -> Tensor:
-            with torch.no_grad():
-                weighed = local.mul(self._weights_of(num_of_cores, _length(probes)))
-                weighed[: len(grads) + (num_of_cores if is_squared else 0)].square_()
-                return weighed
-
-        if self._is_alone:
-            return vector, local
-        summed = all_reduce_sum_(vector())
-        return lambda: summed, None
+        num_squared: int,
+    ) -> Array | list[float]:
+        """The values of a pass, see PassNumbers. The first `num_squared`, which are norms, are squared in float64."""
+        parts = [self._norms(grads), () if of_cores is None else of_cores, (self._loss(loss), self._flags[wants_stop])]
+        if probes is not None:
+            parts.append(probes)
+        if self.device.type == "cpu":
+            numbers = [number for part in parts for number in _numbers(part)]
+            if self._is_alone:
+                return numbers
+            values = np.array(numbers) * self._weights_of(_length(of_cores), _length(probes)).numpy()
+            values[:num_squared] *= values[:num_squared]
+            all_reduce_sum_(torch.from_numpy(values))  # the same memory
+            return values
+        with torch.no_grad():
+            local = torch.cat([part if isinstance(part, Tensor) else torch.stack(part) for part in parts if len(part)])
+            vector = local.mul(self._weights_of(_length(of_cores), _length(probes)))
+            vector[:num_squared].square_()
+            return all_reduce_sum_(vector)
 
     def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
+        """The factors of a rank's numbers before ranks are added up."""
         key = (num_of_cores, num_probes)
         if key not in self._weights:
-            squares, scalars = self._weights[0, 0].split([len(self.params), 2])
+            squares, scalars = self._owned, self._scalar_weights
             self._weights[key] = torch.cat([squares, squares[:num_of_cores], scalars, scalars.new_ones(num_probes)])
         return self._weights[key]
 
@@ -295,7 +307,8 @@ class Meter:
             (self._nothing, self._nothing) if e is None or g is None else (e, g)
             for e, g in zip(directions[: self.num_cores], grads, strict=False)
         ]
-        return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
+        with torch.no_grad():
+            return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
 
     def _loss(self, loss: Tensor | float | None) -> Tensor:
         """() this rank's loss, on the device."""
@@ -312,3 +325,14 @@ class Meter:
 
 def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
     return 0 if vector is None else len(vector)
+
+
+def _probed(probe: Probe | None, grads: list[Tensor | None]) -> Tensor | None:
+    if probe is None:
+        return None
+    with torch.no_grad():
+        return probe(grads)
+
+
+def _numbers(part: Norms) -> list[float]:
+    return part.tolist() if isinstance(part, Tensor) else [number.item() for number in part]

@@ -4,6 +4,7 @@ Legend: s_k = ||G_k||^2, g_k its gradient, gamma_k = ||g_k||^2, eta learning rat
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -28,13 +29,13 @@ class SignRule:
     def __init__(self, rule: str) -> None:
         self.rule = rule
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: float | Tensor, rate: float | Tensor) -> Tensor:
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
         """(M, K) relative change per learning rate."""
-        assert first.core_norms_sq is not None
-        compared = table.fold(first.gamma) if self.rule == "nbar" else -table.fold(first.core_norms_sq)
-        away = compared - compared.sum(1, keepdim=True) / table.num_counting
-        is_tied = away.abs() <= TIE * compared.abs()
-        return table.mask(away.sign_().masked_fill_(is_tied, 0.0) * alpha)
+        gamma, s = first.of_all_cores()
+        compared = table.fold(gamma) if self.rule == "nbar" else -table.fold(s)
+        away = compared - compared.sum(axis=1, keepdims=True) / table.num_counting
+        is_tied = abs(away) <= TIE * abs(compared)
+        return table.mask(table.xp.where(is_tied, 0.0, table.xp.sign(away)) * alpha)
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """Nothing."""

@@ -5,7 +5,9 @@ All quantities are (M, K) float64: M networks, padded to the largest K. Padding 
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -32,46 +34,45 @@ class DeviationRule:
         self.norm = norm
         self.lambda_max = lambda_max
         # How often each network hit the bound: (M, 1) on the device, and in earlier parts of the run, of all together.
-        self._clipped: Tensor | None = None
-        self._clipped_before: Tensor | int = 0
+        self._clipped: Any = None
+        self._clipped_before: Any = 0
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: float | Tensor, rate: float | Tensor) -> Tensor:
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
         """(M, K) relative change per learning rate, bounded."""
-        assert first.core_norms_sq is not None
-        gamma, s = table.fold(first.gamma), table.fold(first.core_norms_sq)
-        total = gamma.sum(1, keepdim=True)
-        growth = (gamma - total / table.num_counting).div_(s)
-        growth *= self._norm_sq(first, total).rsqrt() * alpha
+        gamma, s = map(table.fold, first.of_all_cores())
+        total = gamma.sum(axis=1, keepdims=True)
+        growth = (gamma - total / table.num_counting) / s
+        growth *= self._norm_sq(first, total) ** -0.5 * alpha
         # A core that is 0, or all but: infinite, or 0 / 0 with it.
-        growth = table.mask(torch.nan_to_num_(growth, nan=0.0, posinf=0.0, neginf=0.0))
-        return self._bounded(growth, rate)
+        growth = table.mask(table.xp.where(table.xp.isfinite(growth), growth, 0.0))
+        return self._bounded(table.xp, growth, rate)
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """`clipped`: how many times a network hit lambda_max."""
-        return {"clipped": self._clipped_before + self._total()}
+        return {"clipped": torch.as_tensor(self._clipped_before + self._total())}
 
     def load_counts(self, counts: Mapping[str, int]) -> None:
         """Restore what `counts` gave."""
         self._clipped, self._clipped_before = None, counts["clipped"]
 
-    def _norm_sq(self, first: FirstPass, total: Tensor) -> Tensor:
+    def _norm_sq(self, first: FirstPass, total: Any) -> Any:
         if self.norm == "global":
-            return first.grad_norm_sq
+            return np.float64(first.on_host[0]) if first.is_on_cpu else first.grad_norm_sq
         return total.sum() if self.norm == "cores" else total
 
-    def _bounded(self, growth: Tensor, rate: float | Tensor) -> Tensor:
+    def _bounded(self, xp: Any, growth: Any, rate: Any) -> Any:
+        size = abs(growth * rate)
         # Nearly always nothing is over the bound; where the host need not wait it saves the rest.
-        is_on_host = growth.device.type == "cpu" and isinstance(rate, float)
-        if is_on_host and float(torch.linalg.vector_norm(growth, float("inf"))) * rate <= self.lambda_max:
+        if xp is np and size.max() <= self.lambda_max:
             return growth
-        largest = (growth * rate).abs_().amax(1, keepdim=True)
+        largest = xp.amax(size, 1, keepdims=True)
         if self._clipped is None or self._clipped.shape != largest.shape:
             self._clipped_before = self._clipped_before + self._total()
-            self._clipped = torch.zeros_like(largest, dtype=torch.int64)
+            self._clipped = xp.zeros_like(largest, dtype=xp.int64)
         self._clipped += largest > self.lambda_max
-        return growth * (self.lambda_max / largest).clamp_(max=1.0)
+        return growth * (self.lambda_max / largest).clip(max=1.0)
 
-    def _total(self) -> Tensor | int:
+    def _total(self) -> Any:
         return 0 if self._clipped is None else self._clipped.sum()
 
 

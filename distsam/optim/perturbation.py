@@ -25,9 +25,8 @@ class Perturbation:
         self._chunks: list[slice] = []
         self.is_inside = False
 
-    @torch.no_grad()
     def enter(self, pieces: Pieces, directions: Sequence[Tensor | None], scales: float | Tensor) -> None:
-        """Copy the weights, then add scale * direction to each parameter that has one.
+        """Copy the weights, then add scale * direction to each parameter that has one. Call it under no_grad.
 
         Args:
             pieces: of P parameters.

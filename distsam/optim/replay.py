@@ -18,7 +18,7 @@ class RandomReplay:
     def record(self) -> None:
         """Remember where the generators stand now, before the first pass."""
         self._cpu = torch.get_rng_state()
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():
             self._cuda = torch.cuda.get_rng_state()
 
     def repeat(self) -> None:

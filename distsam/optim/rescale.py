@@ -5,8 +5,9 @@ Legend: eta learning rate, alpha strength, M networks of at most K cores, n core
 
 from collections.abc import Iterable, Mapping
 from itertools import compress
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,8 +29,8 @@ class Rescale(Protocol):
 
     name: str
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: float | Tensor, rate: float | Tensor) -> Tensor:
-        """(M, K) float64 relative change of each core per learning rate; 0 for one that does not count.
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
+        """(M, K) float64, of `table.xp`: relative change of each core per learning rate, 0 for one that does not count.
 
         Args:
             first: the norms of all measured cores; `table.fold` picks those of the networks.
@@ -50,7 +51,7 @@ class Rescale(Protocol):
 class Rescaling(OnePass):
     """A wrapper that multiplies every core of its networks by 1 + eta growth before the base step.
 
-    Weight tensors are touched once, in place; no collective of its own, no host read.
+    Weight tensors are touched once, in place; no collective of its own, no wait of the host.
 
     Args:
         base_optimizer: any torch optimizer, or another Rescaling.
@@ -78,10 +79,10 @@ class Rescaling(OnePass):
         self.rescale = rescale
         self._alpha = self.add_key("alpha", alpha)
         self._cores = [core for n in self._networks for core in n.cores]
-        self._tables = TableCache(self._networks)
+        self._tables = TableCache(self._networks, on_host=True)
         self._is_member: list[bool] = []
         self._num_params = 0
-        self._last: tuple[NetworkTable, Tensor, Tensor] | None = None
+        self._last: tuple[NetworkTable, Any, FirstPass] | None = None
 
     @property
     def networks(self) -> tuple[CoreNetwork, ...]:
@@ -93,8 +94,8 @@ class Rescaling(OnePass):
         """(N,) float64 relative change of each measured core by the last rescale, per learning rate."""
         if self._last is None:
             return None
-        table, growth, gamma = self._last
-        return table.unfold(growth, torch.zeros_like(gamma))
+        table, growth, first = self._last
+        return table.unfold(growth, torch.zeros_like(first.gamma))
 
     def own_counters(self) -> Mapping[str, Tensor | int]:
         """What the rule counts."""
@@ -114,8 +115,10 @@ class Rescaling(OnePass):
         if any(is_moved):
             table = self._tables.get(first, is_moved)
             rate = self._learning_rate(table, is_moved)
-            growth = self.rescale.growth(first, table, self._strength(table), rate)
-            self._last = table, growth, first.gamma
+            # A core or a gradient of zeros divides by 0, which a rule gives its meaning; a tensor does so silently.
+            with np.errstate(all="ignore"):
+                growth = self.rescale.growth(first, table, self._strength(table), rate)
+            self._last = table, growth, first
             self._scale(pieces, table, growth * rate + 1)
         descend(self.base, first, pieces)
 
@@ -127,7 +130,7 @@ class Rescaling(OnePass):
             self._is_member, self._num_params = [id(core) in members for core in self._cores], count
         return self._is_member
 
-    def _learning_rate(self, table: NetworkTable, is_moved: tuple[bool, ...]) -> Tensor | float:
+    def _learning_rate(self, table: NetworkTable, is_moved: tuple[bool, ...]) -> Any:
         """One number where all cores that move share it and the host knows it, else (M, K)."""
         rate = shared_rate(self.param_groups)
         if rate is not None:
@@ -135,20 +138,16 @@ class Rescaling(OnePass):
         rates = core_rates(self.param_groups, self._cores)
         if rates.device.type == "cpu" and len(shared := set(compress(rates.tolist(), is_moved))) == 1:
             return shared.pop()
-        return self._on_device(table, rates)
+        return table.spread(rates)
 
-    def _strength(self, table: NetworkTable) -> Tensor | float:
+    def _strength(self, table: NetworkTable) -> Any:
         alpha = self._alpha.per_parameter(self.param_groups, self._cores)
-        return self._on_device(table, torch.tensor(alpha, dtype=torch.float64)) if isinstance(alpha, list) else alpha
+        return table.spread(torch.tensor(alpha, dtype=torch.float64)) if isinstance(alpha, list) else alpha
 
-    def _on_device(self, table: NetworkTable, values: Tensor) -> Tensor:
-        # Of a few bytes, which the driver takes before it returns: the host does not wait.
-        return table.spread(values.to(table.index.device, non_blocking=True))
-
-    def _scale(self, pieces: Pieces, table: NetworkTable, factors_MK: Tensor) -> None:
+    def _scale(self, pieces: Pieces, table: NetworkTable, factors_MK: Any) -> None:
         weights = pieces.weights()
         cores = [weights[place] for place in table.places]
         factors = table.members_of(factors_MK)
-        # On CPU numbers are cheaper than tensors of one number; elsewhere reading them would wait.
-        torch._foreach_mul_(cores, factors.tolist() if factors.device.type == "cpu" else list(factors.unbind()))
+        # Where the host has them, numbers are cheaper than tensors of one number.
+        torch._foreach_mul_(cores, list(factors.unbind()) if isinstance(factors, Tensor) else factors.tolist())
         pieces.publish()

@@ -149,8 +149,8 @@ class TwoPass(Wrapper):
         with torch.no_grad():
             scales, directions = self.ascent.epsilon(sweep)
             scales = _finite(scales)
-        sweep.pieces.clear()
-        self._perturbation.enter(sweep.pieces, self._without_still(directions), scales)
+            sweep.pieces.clear()
+            self._perturbation.enter(sweep.pieces, self._without_still(directions), scales)
         return sweep, scales, directions
 
     def _measure_first(self, loss: Tensor | float | None) -> Sweep:

@@ -151,8 +151,11 @@ class Wrapper(Optimizer):
             ValueError: it returned None.
         """
         try:
-            with torch.enable_grad():
+            if torch.is_grad_enabled():  # as nearly always: a context more costs as much as a small tensor call
                 loss = closure()
+            else:
+                with torch.enable_grad():
+                    loss = closure()
         except BaseException:
             self.guard.discard()
             raise
