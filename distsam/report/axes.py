@@ -23,7 +23,7 @@ def new_figure(title: str) -> tuple[Any, list[Any]]:
     figure = Figure(figsize=(12, 8))
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(2, 2, sharex=True).flat)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.07, top=0.91, wspace=0.24, hspace=0.25)
+    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.07, top=0.91, wspace=0.27, hspace=0.25)
     figure.suptitle(title)
     for axis in panels:
         axis.set_xlabel("step [updates]")

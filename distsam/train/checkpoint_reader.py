@@ -47,7 +47,13 @@ _NEEDED: dict[str, type | tuple[type, ...]] = {
     "last_is_best": bool,
     "elapsed_s": (float, int),
 }
-_NEEDED_OF_ENGINE: dict[str, type | tuple[type, ...]] = {"counters": dict, "groups": list, "schedules": dict}
+_NEEDED_OF_ENGINE: dict[str, type | tuple[type, ...]] = {
+    "counters": dict,
+    "groups": list,
+    "built": list,
+    "base": dict,
+    "schedules": dict,
+}
 _COUNTERS = dict.fromkeys(("num_steps", "num_skipped", "num_in_a_row"), int)
 
 

@@ -4,11 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
-
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.seams import Part, Seam, Section
+from distsam.train.seams import Field, Part, Seam, Section, field_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

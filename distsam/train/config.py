@@ -3,12 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, create_model
-
 from distsam.errors import ArgumentError, InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
-from distsam.train.seams import Section, SectionForm
+from distsam.train.seams import Field, Section, SectionForm, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

@@ -5,9 +5,7 @@ from difflib import get_close_matches
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin
 
-from pydantic import ValidationError
-
-from distsam.train.seams import SectionForm
+from distsam.train.seams import SectionForm, ValidationError
 
 Forms = Mapping[str, SectionForm]
 
@@ -22,7 +20,7 @@ def explain(error: ValidationError, raw: Mapping[str, Any], forms: Forms) -> str
 
 def all_keys(forms: Forms) -> list[str]:
     """Every dotted key that these sections may hold, with any parts."""
-    return [f"{name}.{key}" for name, form in forms.items() for key in form.keys()]
+    return [f"{name}.{key}" for name, form in forms.items() for key in form.key_names()]
 
 
 def _dotted(loc: tuple[int | str, ...], forms: Forms) -> str:
@@ -36,7 +34,7 @@ def _dotted(loc: tuple[int | str, ...], forms: Forms) -> str:
 
 def _union_keys(forms: Forms) -> Iterator[str]:
     for name, form in forms.items():
-        for key in form.keys():
+        for key in form.key_names():
             if any(_is_union(field.annotation) for field in form.fields_of(key)):
                 yield f"{name}.{key}"
 

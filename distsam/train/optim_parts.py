@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
-
-from distsam.train.seams import Section
+from distsam.train.seams import Field, Section
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Shape = Literal["constant", "linear", "cosine"]

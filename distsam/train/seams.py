@@ -6,7 +6,8 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, create_model
+# The one importer of pydantic; the keys of parts take Field and the rest from here.
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 
 from distsam.errors import InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
@@ -44,6 +45,19 @@ class Part:
     keys: type[Section]
     build: Callable[..., Any]
 
+
+__all__ = [
+    "Field",
+    "Part",
+    "Seam",
+    "Section",
+    "SectionForm",
+    "SumSeam",
+    "TaskPart",
+    "ValidationError",
+    "create_model",
+    "field_validator",
+]
 
 AnyPart = TypeVar("AnyPart", bound=Part)
 
@@ -193,7 +207,7 @@ class SectionForm:
                     f"it is for {_words(owners)}"
                 )
 
-    def keys(self) -> list[str]:
+    def key_names(self) -> list[str]:
         """Every key that the section may hold, with any parts."""
         models = [self.common, *self.added, *(part.keys for part in self._all_parts())]
         return list(dict.fromkeys(key for model in models for key in model.model_fields))

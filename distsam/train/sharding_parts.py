@@ -2,9 +2,7 @@
 
 from typing import Any
 
-from pydantic import Field
-
-from distsam.train.seams import Section
+from distsam.train.seams import Field, Section
 
 
 class ReplicateKeys(Section):

@@ -3,9 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
-
-from distsam.train.seams import Section
+from distsam.train.seams import Field, Section
 
 
 class WandbKeys(Section):

@@ -44,13 +44,20 @@ def assert_refused(folder: Path, *arguments: object, says: str) -> None:
         ("train.batch_size=100000", "train.batch_size: is 100000; it must be 1 to"),
         ("data.observed=0.001", "data.observed: 0.001 "),
         ("data.sizes.a=0", "data.sizes[a]: 0 is not valid; must be >= 1"),
-        ("sharding.device=cuda", "sharding.device=cuda"),
-        ("network.sizes={a:2}", "network.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
+        ("train.batch_size=10 train.accumulate=4", "train.accumulate: "),
+        ("optim.clip_norm=0", "optim.clip_norm: 0 is not valid; must be > 0"),
+        ("optim.clip_norm=-1", "optim.clip_norm: -1 is not valid; must be > 0"),
+        (
+            "optim.warmup_steps=20",
+            "optim.warmup_steps: 20 is not below train.steps=20: the schedule is longer",
+        ),
+        ("sharding.device=cuda", "sharding.device: cuda: this machine has no CUDA device; use cpu or auto"),
+        ("data.sizes={a:2}", "data.sizes[a:2]: needs a space after each colon, as in {a: 2}"),
     ],
 )
 def test_a_wrong_value_is_refused(tmp_path: Path, override: str, says: str) -> None:
     config = small_config(tmp_path)
-    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", override, says=says)
+    assert_refused(tmp_path, "train", config, f"run.dir={tmp_path}/run", *override.split(), says=says)
 
 
 def test_a_missing_config_is_refused(tmp_path: Path) -> None:
@@ -177,7 +184,7 @@ def test_two_ranks_that_a_plan_cannot_use_print_one_line_of_ours(tmp_path: Path)
     result = run(on_two_ranks("train", small_config(tmp_path), *overrides))
     assert result.returncode != 0
     [line] = [text for text in result.stderr.splitlines() if text.startswith("distsam: ")]
-    assert "sharding.plan=fsdp" in line
+    assert "sharding.plan: fsdp: no core has a dim that 2 ranks divide" in line
     assert "exitcode: 2" in " ".join(result.stderr.replace(" :", ":").split()), result.stderr
     assert f'File "{PACKAGE}' not in result.stderr, "a traceback of ours"
     assert not (tmp_path / "run").exists()
@@ -274,9 +281,9 @@ def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -
     config, run_dir = small_config(tmp_path), tmp_path / "run"
     assert invoke("train", config, f"run.dir={run_dir}", "train.steps=2").exit_code == 0
     state = run_dir / "checkpoints" / "step-00000002" / "state.json"
-    facts = json.loads(state.read_text())
-    del facts["counters"]["num_skipped"]
-    state.write_text(json.dumps(facts) if damage == "no counters" else damage)
+    content = json.loads(state.read_text())
+    del content["engine"]["counters"]["num_skipped"]
+    state.write_text(json.dumps(content) if damage == "no counters" else damage)
     resume = ("train", config, f"run.dir={run_dir}", "train.steps=3", "train.resume=auto")
     assert_refused(tmp_path, *resume, says=f"{state}: ")
 

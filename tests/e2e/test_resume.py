@@ -117,8 +117,9 @@ def test_a_diverged_run_goes_on_from_its_last_good_weights_with_another_rate(tmp
     result = invoke(*common, "train.steps=20", "optim.rho=1e200")
     assert result.exit_code == 1, result.output
     state = state_of(run_dir)
-    assert state["step"] == state["counters"]["num_steps"] == 9
-    assert (state["counters"]["num_skipped"], state["counters"]["num_in_a_row"]) == (3, 0)
+    counters = state["engine"]["counters"]
+    assert state["step"] == counters["num_steps"] == 9
+    assert (counters["num_skipped"], counters["num_in_a_row"]) == (3, 0)
     kept = weights(run_dir)
     assert all(kept[name].tobytes() == good[name].tobytes() for name in good if name.startswith("model."))
     assert invoke(*common, "train.steps=20", "optim.lr=1e-3").exit_code == 0

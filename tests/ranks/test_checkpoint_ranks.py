@@ -8,10 +8,14 @@ import torch
 from rank_cases import build, this_world
 from rank_pool import RankPool
 
+from distsam.engine import NativeEngine
 from distsam.runs.checkpoints import finished_checkpoints
+from distsam.tasks.task import Goal
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
-from distsam.train.run_state import BestWeights, make_room, run_tensors
+from distsam.train.run_state import BestWeights, RunState
+
+GOAL = Goal("validation/r2", higher_is_better=True, columns=("r2",))
 
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
@@ -24,9 +28,9 @@ def save_and_spoil(folder: Path, plan: str, replicas: int) -> dict[str, np.ndarr
     model, optimizer, closure = build(plan, replicas, torch.float64, "sam")
     for _ in range(3):
         optimizer.step(closure)
-    best = BestWeights()
-    best.consider(model, 3, 0.5)
-    tensors = run_tensors(model, optimizer.base_optimizer, best)
+    state = RunState(BestWeights(GOAL))
+    state.best.consider(model, 3, 0.5)
+    tensors = {**state.tensors(model), **NativeEngine(model, optimizer).state_tensors()}
     before = _whole(tensors)
     checkpointer = Checkpointer(folder, 2, this_world().rank)
     checkpointer.save(3, tensors, {})
@@ -43,7 +47,9 @@ def resume(folder: Path, plan: str, replicas: int) -> dict[str, np.ndarray]:
     checkpointer = Checkpointer(folder, 2, this_world().rank)
     newest = checkpointer.newest()
     assert newest is not None
-    room = make_room(model, optimizer.base_optimizer, BestWeights(), tensor_shapes(newest))
+    shapes, state = tensor_shapes(newest), RunState(BestWeights(GOAL))
+    state.allocate_best(model, shapes)
+    room = {**state.tensors(model), **NativeEngine(model, optimizer).allocate_state(shapes)}
     checkpointer.load(newest, room)
     return _whole(room)
 

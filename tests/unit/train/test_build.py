@@ -9,8 +9,8 @@ import torch
 
 import distsam
 from distsam.optim import Wrapper
-from distsam.sharding import World
-from distsam.train.build import build_job, build_optimizer, build_problem
+from distsam.sharding import Layout
+from distsam.train.build import build_model, build_optimizer, build_task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
 
@@ -89,8 +89,8 @@ def test_max_skipped_reaches_the_outermost_optimizer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("override", ["data.seed=1", "data.noise=0.5"])
 def test_keys_of_the_synthetic_tensor_change_it(tmp_path: Path, override: str) -> None:
-    plain, other = build_problem(config_of(tmp_path)), build_problem(config_of(tmp_path, override))
-    assert not np.array_equal(plain.entries.values, other.entries.values)
+    plain, other = (build_task(config_of(tmp_path, *more), Layout.alone()) for more in ([], [override]))
+    assert not np.array_equal(plain.entries.values, other.entries.values)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("init", ["gaussian", "data"])
@@ -99,7 +99,7 @@ def test_the_seed_of_the_run_draws_the_start(tmp_path: Path, init: str) -> None:
         # A ring: its decomposition draws; the split must not change with the seed here, so nothing is held out.
         ring = ["network.format=tr", f"network.init={init}", "data.observed=1", "data.validation=0"]
         config = config_of(tmp_path, *ring, *overrides)
-        return list(build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu"))).model.parameters())
+        return list(build_model(config, build_task(config, Layout.alone())).parameters())
 
     first, again, other = start(), start(), start("run.seed=1")
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -109,7 +109,7 @@ def test_the_seed_of_the_run_draws_the_start(tmp_path: Path, init: str) -> None:
 def test_norms_and_std_of_the_start_are_those_asked_for(tmp_path: Path) -> None:
     def start(*overrides: str) -> distsam.TensorNetwork:
         config = config_of(tmp_path, "network.dtype=float64", *overrides)
-        return build_job(config, build_problem(config), World(0, 1, 0, torch.device("cpu"))).model
+        return build_model(config, build_task(config, Layout.alone()))  # type: ignore[return-value]
 
     def rms(network: distsam.TensorNetwork) -> float:
         return float(network.dense().detach().square().mean().sqrt())
@@ -119,7 +119,7 @@ def test_norms_and_std_of_the_start_are_those_asked_for(tmp_path: Path) -> None:
     assert rms(start("network.init_std=0.3")) == pytest.approx(0.3, rel=1e-12)
     assert rms(start()) == pytest.approx(1, rel=1e-12)  # of standardised values
     config = config_of(tmp_path)
-    problem = build_problem(config)
-    spread = float(problem.entries.values[problem.split.train].std())
+    task: Any = build_task(config, Layout.alone())
+    spread = float(task.entries.values[task.split.train].std())
     assert spread != pytest.approx(1, rel=0.01)
     assert rms(start("data.standardise=false")) == pytest.approx(spread, rel=1e-12)

@@ -13,7 +13,7 @@ from distsam.errors import CheckpointFailed, InputError
 from distsam.runs import checkpoints
 from distsam.runs.checkpoints import damaged_checkpoints, finished_checkpoints
 from distsam.train.checkpoint import Checkpointer
-from distsam.train.checkpoint_reader import load_tensors, read_facts, read_index, tensor_shapes
+from distsam.train.checkpoint_reader import load_tensors, read_index, read_state, tensor_shapes
 
 
 def tensors() -> dict[str, Tensor]:
@@ -200,41 +200,49 @@ def test_truncated_tensors_are_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"step": "x"}'])
-def test_damaged_facts_are_refused_by_name(tmp_path: Path, content: str) -> None:
+def test_a_damaged_state_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "state.json").write_text(content)
     with pytest.raises(InputError, match=r"state.json: "):
-        read_facts(tmp_path)
+        read_state(tmp_path)
 
 
-FACTS = {
+STATE = {
     "step": 2,
     "fingerprint": "f",
     "data_sha256": "d",
-    "counters": {"num_steps": 2, "num_skipped": 0, "num_in_a_row": 0},
+    "engine": {
+        "counters": {"num_steps": 2, "num_skipped": 0, "num_in_a_row": 0},
+        "groups": [{"lr": 0.1}],
+        "built": [{"lr": 0.1}],
+        "base": {},
+        "schedules": {},
+    },
     "best_value": None,
     "best_step": None,
     "num_stale": 0,
     "last_is_best": False,
     "elapsed_s": 1.0,
 }
+ENGINE = STATE["engine"]
+assert isinstance(ENGINE, dict)
 
 
-@pytest.mark.parametrize("key", [*FACTS, *FACTS["counters"]])
-@pytest.mark.parametrize("value", ["absent", ["wrong"]])
-def test_facts_that_lack_what_a_resume_needs_are_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
-    facts = json.loads(json.dumps(FACTS))
-    (tmp_path / "state.json").write_text(json.dumps(facts))
-    assert read_facts(tmp_path) == FACTS
-    holder = facts if key in facts else facts["counters"]
+@pytest.mark.parametrize("key", [*STATE, *ENGINE, *ENGINE["counters"]])
+@pytest.mark.parametrize("value", ["absent", "wrong"])
+def test_a_state_that_lacks_what_a_resume_needs_is_refused_by_name(tmp_path: Path, key: str, value: object) -> None:
+    state = json.loads(json.dumps(STATE))
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert read_state(tmp_path) == STATE
+    holder = next(h for h in (state, state["engine"], state["engine"]["counters"]) if key in h)
     if value == "absent":
         del holder[key]
     else:
-        holder[key] = value
-    (tmp_path / "state.json").write_text(json.dumps(facts))
+        holder[key] = ["wrong"] if key in ("fingerprint", "data_sha256") else "wrong"
+    (tmp_path / "state.json").write_text(json.dumps(state))
     with pytest.raises(InputError, match=f"state.json: holds no {key} that can be used"):
-        read_facts(tmp_path)
+        read_state(tmp_path)
 
 
-def test_facts_are_plain_json(tmp_path: Path) -> None:
+def test_the_state_is_plain_json(tmp_path: Path) -> None:
     save(tmp_path, 2)
     assert json.loads((tmp_path / "step-00000002" / "state.json").read_text())["step"] == 2

@@ -2,13 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from distsam.sharding import World
-from distsam.train.build import build_job, build_problem
+from distsam.sharding import Layout
+from distsam.train.build import RunParts, build_parts, build_task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
-from distsam.train.opening import describe_run, doubts
+from distsam.train.opening import describe_run, probable_mistakes
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 SMALL = """
@@ -24,31 +23,35 @@ def config_of(tmp_path: Path, *overrides: str) -> Config:
     return load_config(tmp_path / "small.yaml", overrides)
 
 
+def parts_of(config: Config) -> RunParts:
+    layout = Layout.alone()
+    return build_parts(config, build_task(config, layout), layout)
+
+
 def test_the_first_line_says_what_will_run(tmp_path: Path) -> None:
     config = config_of(tmp_path, "optim.method=sam")
-    problem = build_problem(config)
-    job = build_job(config, problem, World(0, 1, 0, torch.device("cpu")))
-    assert describe_run(problem, job, config.optim, 0) == (
+    run = parts_of(config)
+    assert describe_run(run, config, 0) == (
         "cp network of 10 x 8, 18 parameters; 36 training, 4 validation, 40 held-out entries; sam on adam; "
         "plan replicate on 1 rank"
     )
-    assert describe_run(problem, job, config.optim, 7).endswith("; resumed after step 7")
+    assert describe_run(run, config, 7).endswith("; resumed after step 7")
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
         ([], []),
-        (["network.bond_dim=3"], ["the network has 54 parameters for 36 training entries and optim.weight_decay is 0"]),
+        (["network.bond_dim=3"], ["the model has 54 parameters for 36 training values and optim.weight_decay is 0"]),
         (["network.bond_dim=3", "optim.weight_decay=0.1"], []),
         (["optim.rho=0.01"], ["optim.rho: 0.01 is not used by optim.method=base; it is for sam"]),
         (["optim.alpha=1.0"], ["optim.alpha: 1.0 is not used by optim.method=base; it is for das, nbar, obar"]),
         (["optim.alpha=1.0", "optim.rho=0.01", "optim.method=sam+das"], []),
     ],
 )
-def test_what_is_hardly_meant_is_one_line_each(tmp_path: Path, overrides: list[str], expected: list[str]) -> None:
+def test_what_is_probably_a_mistake_is_one_line_each(tmp_path: Path, overrides: list[str], expected: list[str]) -> None:
     config = config_of(tmp_path, *overrides)
-    lines = list(doubts(build_problem(config), config.optim))
+    lines = list(probable_mistakes(parts_of(config), config))
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
     assert not any("\n" in line for line in lines)
@@ -58,21 +61,21 @@ def test_constant_training_values_are_named(tmp_path: Path) -> None:
     np.save(tmp_path / "flat.npy", np.full((10, 8), 3.0))
     source = ["data.source=file", f"data.path={tmp_path}/flat.npy", "data.equation=null", "data.sizes=null"]
     config = config_of(tmp_path, *source)
-    [line] = doubts(build_problem(config), config.optim)
+    [line] = probable_mistakes(parts_of(config), config)
     assert line.startswith("all 36 training values are 3: there is nothing to learn")
 
 
 def test_a_validation_share_without_r2_is_named(tmp_path: Path) -> None:
     config = config_of(tmp_path, "data.validation=0.025")
-    problem = build_problem(config)
-    assert len(problem.split.validation) == 1
-    [line] = doubts(problem, config.optim)
+    run = parts_of(config)
+    assert len(run.task.split.validation) == 1  # type: ignore[attr-defined]
+    [line] = probable_mistakes(run, config)
     assert line.startswith("all 1 validation values are ")
     assert "the last weights are taken" in line
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_no_shipped_config_raises_a_doubt(path: Path, tmp_path: Path) -> None:
+def test_no_shipped_config_is_a_probable_mistake(path: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))
     config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
-    assert not list(doubts(build_problem(config), config.optim))
+    assert not list(probable_mistakes(parts_of(config), config))

@@ -1,9 +1,17 @@
+import json
+
 import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from distsam.train.run_state import BestWeights, make_room, put_weights, run_tensors
+from distsam.engine import NativeEngine
+from distsam.optim import Plain
+from distsam.tasks.task import Goal
+from distsam.train.run_state import BestWeights, RunState, put_weights
+
+GOAL = Goal("validation/r2", higher_is_better=True, columns=("r2",))
+LOSS = Goal("validation/loss", higher_is_better=False, columns=("loss",))
 
 
 def build(optimizer: str) -> tuple[nn.Module, Optimizer]:
@@ -16,57 +24,79 @@ def build(optimizer: str) -> tuple[nn.Module, Optimizer]:
     return model, {"adam": Adam, "adamw": AdamW}[optimizer](model.parameters(), lr=0.1)
 
 
-def step(model: nn.Module, optimizer: Optimizer, count: int) -> None:
+def step(model: nn.Module, engine: NativeEngine, count: int) -> None:
     for i in range(count):
-        optimizer.zero_grad()
-        model(torch.full((4, 3), float(i))).square().sum().backward()
-        optimizer.step()
+        engine.step([lambda i=i: model(torch.full((4, 3), float(i))).square().sum()])  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adam", "adamw"])
-def test_a_restored_optimizer_goes_on_bit_for_bit(name: str) -> None:
+def test_what_a_checkpoint_holds_goes_on_bit_for_bit(name: str) -> None:
     model, optimizer = build(name)
-    step(model, optimizer, 3)
-    best = BestWeights()
-    best.consider(model, 3, 0.5)
-    saved = {key: value.clone() for key, value in run_tensors(model, optimizer, best).items()}
-    step(model, optimizer, 2)
+    engine, state = NativeEngine(model, Plain(optimizer)), RunState(BestWeights(GOAL))
+    step(model, engine, 3)
+    state.best.consider(model, 3, 0.5)
+    saved = {key: value.clone() for key, value in {**state.tensors(model), **engine.state_tensors()}.items()}
+    plain = json.loads(json.dumps({**state.plain(), "step": 3, "elapsed_s": 1.5, "engine": engine.state()}))
+    step(model, engine, 2)
 
     other, other_optimizer = build(name)
-    other_best = BestWeights()
+    other_engine, other_state = NativeEngine(other, Plain(other_optimizer)), RunState(BestWeights(GOAL))
     shapes = {key: (value.shape, value.dtype) for key, value in saved.items()}
-    room = make_room(other, other_optimizer, other_best, shapes)
+    other_state.allocate_best(other, shapes)
+    room = {**other_state.tensors(other), **other_engine.allocate_state(shapes)}
     assert room.keys() == saved.keys()
-    for key, value in room.items():
-        value.copy_(saved[key])
-    step(other, other_optimizer, 2)
+    with torch.no_grad():
+        for key, value in room.items():
+            value.copy_(saved[key])
+    other_engine.load_state(plain["engine"])
+    other_state.load_plain(plain)
+    assert (other_state.step, other_state.elapsed_s, other_state.best.value) == (3, 1.5, 0.5)
+    step(other, other_engine, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    assert all(torch.equal(other_best.tensors[key], value) for key, value in best.tensors.items())
+    assert all(torch.equal(other_state.best.tensors[key], value) for key, value in state.best.tensors.items())
+    assert other_engine.num_steps == 5
 
 
 def test_the_best_weights_are_a_copy_and_can_be_put_back() -> None:
     model, optimizer = build("adam")
-    best = BestWeights()
+    best = BestWeights(GOAL)
     best.consider(model, 1, 0.5)
     kept = model.weight.detach().clone()
-    step(model, optimizer, 1)
+    step(model, NativeEngine(model, Plain(optimizer)), 1)
     best.consider(model, 2, 0.4)
     put_weights(model, best.tensors)
     assert torch.equal(model.weight, kept)
     assert (best.value, best.step, best.num_stale) == (0.5, 1, 1)
 
 
-@pytest.mark.parametrize("value", [None, float("nan"), float("inf"), float("-inf")])
-def test_a_score_that_is_no_number_is_never_the_best(value: float | None) -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("goal", [GOAL, LOSS])
+def test_a_score_that_is_not_finite_is_never_the_best(value: float, goal: Goal) -> None:
     model, _ = build("sgd")
-    best = BestWeights()
+    best = BestWeights(goal)
     best.consider(model, 1, value)
     assert (best.value, best.num_stale, best.tensors) == (None, 1, {})
 
 
+def test_an_undefined_score_is_neither_better_nor_stale() -> None:
+    """Training without validation entries ended early, because no evaluation was ever better."""
+    model, _ = build("sgd")
+    best = BestWeights(GOAL)
+    best.consider(model, 1, None)
+    assert (best.value, best.num_stale, best.tensors) == (None, 0, {})
+
+
 def test_only_a_better_finite_score_beats_the_best() -> None:
     model, _ = build("sgd")
-    best = BestWeights()
+    best = BestWeights(GOAL)
     assert best.is_beaten_by(-5.0)
     best.consider(model, 1, 0.5)
     assert [best.is_beaten_by(value) for value in (None, float("nan"), 0.5, 0.6)] == [False, False, False, True]
+
+
+def test_where_lower_is_better_the_lowest_is_kept() -> None:
+    model, _ = build("sgd")
+    best = BestWeights(LOSS)
+    for at, value in enumerate((3.0, 1.0, 2.0)):
+        best.consider(model, at, value)
+    assert (best.value, best.step, best.num_stale) == (1.0, 1, 1)

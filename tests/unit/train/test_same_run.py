@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from distsam.errors import InputError
-from distsam.runs.checkpoints import write_facts
+from distsam.runs.checkpoints import seal
 from distsam.runs.folder import RunFolder
 from distsam.train.config import Config, validate
 from distsam.train.config_file import to_yaml
@@ -84,7 +84,7 @@ def test_a_whole_checkpoint_without_config_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "step-00000001"
     checkpoint.mkdir(parents=True)
     (checkpoint / ".metadata").write_text("")
-    write_facts(checkpoint, {})
+    seal(checkpoint, {})
     with pytest.raises(InputError, match=r"has no config.yaml"):
         check_folder(RunFolder(tmp_path), config_of(tmp_path, resume="auto"))
 
