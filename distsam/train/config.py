@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from distsam.errors import ArgumentError, InputError
+from distsam.errors import InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
+from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Section, SectionForm, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -140,12 +141,10 @@ def check_together(config: Config) -> None:
     """InputError where keys that are right one by one do not fit together."""
     for name in type(config).model_fields:
         section = getattr(config, name)
-        try:
+        with arguments_as_keys(name):
             for kind in type(section).__mro__:
                 if "check" in vars(kind):
                     vars(kind)["check"](section)
-        except ArgumentError as error:
-            raise InputError(f"{name}.{error.argument}: {error.problem}") from None
     _check_schedules(config)
     parts.TASKS.chosen(config.task).check(config)
 

@@ -9,7 +9,7 @@ from functools import partial
 from distsam.train import completion_parts as completion
 from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
-from distsam.train import target_part as target
+from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
 from distsam.train.seams import Part, Seam, SectionForm, SumSeam, TaskPart
 

@@ -14,7 +14,7 @@ from distsam.train.keys_of_arguments import arguments_as_keys
 
 # What makes two runs the same training, beside the task and its own sections: change one and the weights mean something
 # else. Steps, cadences, sharding, trackers and the numbers of the optimizer may change between the parts of one run.
-_DEFINING_KEYS = ("run.seed", "optim.method", "optim.base")
+_DEFINING_KEYS = ("run.seed", "optim.method", "optim.base", "train.precision")
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:
