@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from distsam.balance import BalanceCoordinator
-from distsam.engine import Engine, NativeEngine, Schedule
+from distsam.engine import Engine, Schedule
 from distsam.optim import Plain, Wrapper
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, shard
 from distsam.sharding.collectives import all_reduce_sum_
@@ -108,7 +108,7 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
         shard(model, layout.mesh, plan)
     optimizer = build_optimizer(config, model)
     coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
-    engine = NativeEngine(
+    engine = parts.ENGINES.chosen(config.train).build(
         model,
         optimizer,
         autocast=torch.bfloat16 if config.train.precision == "bf16" else None,

@@ -55,6 +55,7 @@ class TrainKeys(Section):
     """How long, how often, and from where."""
 
     steps: int = Field(ge=1, description="Number of updates.")
+    engine: str = Field(default="native", description="Who runs forward, backward and step.")
     accumulate: int = Field(default=1, ge=1, description="Micro-batches a step: less memory, the same update.")
     precision: Literal["float32", "float64", "bf16"] | None = Field(
         default=None, description="float32 or float64 weights, or bf16: float32 weights, passes under autocast."
@@ -95,7 +96,7 @@ def section_forms(raw: Mapping[str, Any]) -> dict[str, SectionForm]:
         "task": (TaskKeys, (parts.TASKS,)),
         "optim": (OptimKeys, (parts.BASES, parts.METHODS)),
         "sharding": (ShardingKeys, (parts.PLANS,)),
-        "train": (TrainKeys, ()),
+        "train": (TrainKeys, (parts.ENGINES,)),
     }
     forms = {
         name: SectionForm(name, keys, seams, (added[name],) if name in added else ())

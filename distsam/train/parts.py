@@ -7,6 +7,7 @@ A newcomer registers with one call, from anywhere, before the config is read:
 from functools import partial
 
 from distsam.train import completion_parts as completion
+from distsam.train import engine_parts as engines
 from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
@@ -27,6 +28,8 @@ RESCALES: Seam[Part] = Seam("optim", "method")
 ASCENTS: Seam[Part] = Seam("optim", "method")
 # build(sharding section) -> Plan
 PLANS: Seam[Part] = Seam("sharding", "plan")
+# build(model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
+ENGINES: Seam[Part] = Seam("train", "engine")
 # The word names a section. build(that section, run folder, config as a dict) -> Tracker or None
 TRACKERS: Seam[Part] = Seam("", "")
 
@@ -55,6 +58,8 @@ RESCALES.add(Part("obar", optim.RescaleKeys, optim.build_obar))
 
 PLANS.add(Part("replicate", sharding.ReplicateKeys, sharding.build_replicate))
 PLANS.add(Part("fsdp", sharding.FsdpKeys, sharding.build_fsdp))
+
+ENGINES.add(Part("native", engines.NativeKeys, engines.build_native))
 
 TRACKERS.add(Part("wandb", trackers.WandbKeys, trackers.build_wandb))
 
