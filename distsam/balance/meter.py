@@ -189,7 +189,9 @@ class Meter:
         self._weights: dict[tuple[int, int], Tensor] = {}
         self._nothing = torch.zeros((), device=self.device)
         # Nothing to add to, and on CPU nothing to wait for.
-        self._is_alone = self.device.type == "cpu" and not is_distributed() and set(weights) == {1.0}
+        is_alone = self.pieces.is_alike or not is_distributed()
+        self._sum = _as_it_is if is_alone else all_reduce_sum_
+        self._is_alone = self.device.type == "cpu" and is_alone and set(weights) == {1.0}
         self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
 
     def core_norms_sq(self) -> Tensor:
@@ -200,7 +202,7 @@ class Meter:
         if not self.cores:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            return all_reduce_sum_(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
+            return self._sum(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
     def first_pass(
         self,
@@ -221,11 +223,11 @@ class Meter:
         Collectives: one all_reduce(sum) of P + 2 float64 (N more with the norms, and the probes), and those of
             `Pieces.gradients`; every rank calls it.
         """
-        grads = self.pieces.gradients()
+        grads, scalars = self._finish_pass(loss, wants_stop)
         probes = _probed(probe, grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
         num, num_of_cores = len(grads), _length(core_norms)
-        values = self._sum_over_ranks(grads, loss, wants_stop, probes, core_norms, num + num_of_cores)
+        values = self._sum_over_ranks(grads, scalars, probes, core_norms, num + num_of_cores)
         return FirstPass(values, num + num_of_cores, num, num_of_cores, loss is not None, self.position), grads
 
     def second_pass(
@@ -244,11 +246,11 @@ class Meter:
 
         Collectives: as in `first_pass`.
         """
-        grads = self.pieces.gradients()
+        grads, scalars = self._finish_pass(loss, False)
         probes = _probed(probe, grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
         num = len(grads)
-        values = self._sum_over_ranks(grads, loss, False, probes, products, num)
+        values = self._sum_over_ranks(grads, scalars, probes, products, num)
         return SecondPass(values, num, num, _length(products), loss is not None), grads
 
     def _norms(self, grads: Gradients) -> Norms:
@@ -267,17 +269,22 @@ class Meter:
     def _core_weights(self) -> list[Tensor]:
         return self.pieces.weights()[: self.num_cores]
 
+    def _finish_pass(self, loss: Tensor | float | None, wants_stop: bool) -> tuple[list[Tensor | None], Norms]:
+        """Local pieces of the gradients, and loss and stop flag: of this rank, or of all where they came with those."""
+        own = self._loss(loss)
+        together = self.pieces.gradients_and_sums(own, wants_stop)
+        return (self.pieces.gradients(), (own, self._flags[wants_stop])) if together is None else together
+
     def _sum_over_ranks(
         self,
         grads: Gradients,
-        loss: Tensor | float | None,
-        wants_stop: bool,
+        scalars: Norms,
         probes: Tensor | None,
         of_cores: Norms | None,
         num_squared: int,
     ) -> Array | list[float]:
         """The values of a pass, see PassNumbers. The first `num_squared`, which are norms, are squared in float64."""
-        parts = [self._norms(grads), () if of_cores is None else of_cores, (self._loss(loss), self._flags[wants_stop])]
+        parts = [self._norms(grads), () if of_cores is None else of_cores, scalars]
         if probes is not None:
             parts.append(probes)
         if self.device.type == "cpu":
@@ -286,13 +293,13 @@ class Meter:
                 return numbers
             values = np.array(numbers) * self._weights_of(_length(of_cores), _length(probes)).numpy()
             values[:num_squared] *= values[:num_squared]
-            all_reduce_sum_(torch.from_numpy(values))  # the same memory
+            self._sum(torch.from_numpy(values))  # the same memory
             return values
         with torch.no_grad():
             local = torch.cat([part if isinstance(part, Tensor) else torch.stack(part) for part in parts if len(part)])
             vector = local.mul(self._weights_of(_length(of_cores), _length(probes)))
             vector[:num_squared].square_()
-            return all_reduce_sum_(vector)
+            return self._sum(vector)
 
     def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
         """The factors of a rank's numbers before ranks are added up."""
@@ -325,6 +332,10 @@ class Meter:
 
 def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
     return 0 if vector is None else len(vector)
+
+
+def _as_it_is(vector: Tensor) -> Tensor:
+    return vector
 
 
 def _probed(probe: Probe | None, grads: list[Tensor | None]) -> Tensor | None:

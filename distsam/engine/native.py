@@ -12,7 +12,7 @@ from distsam.engine.optimizer_state import allocate_tensors, load_plain_values, 
 from distsam.engine.schedule import Schedule
 from distsam.errors import ArgumentError
 from distsam.optim import Wrapper
-from distsam.sharding import accumulating, local_tensor
+from distsam.sharding import PausedPieces, accumulating, local_tensor, pausable
 
 
 class NativeEngine:
@@ -55,6 +55,9 @@ class NativeEngine:
         self._is_closed = False
         if clip_norm is not None:
             optimizer.clip_norm = clip_norm
+        self._averages_later = pausable([p for g in optimizer.param_groups for p in g["params"]])
+        if self._averages_later:
+            optimizer.use_pieces(PausedPieces)
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """One update of the weights; see `Engine.step`."""
@@ -70,13 +73,17 @@ class NativeEngine:
 
     def _sweep(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Gradients of the mean over the micro-batches, reduced by the last backward."""
-        self.optimizer.zero_grad(set_to_none=True)
-        if len(losses) == 1:
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = None
+        count = len(losses)
+        if count == 1 and not self._averages_later:
             return self._backward(losses[0], 1)
+        local = losses if self._averages_later else losses[:-1]
         with accumulating(self.model):
-            parts = [self._backward(compute, len(losses)) for compute in losses[:-1]]
-        parts.append(self._backward(losses[-1], len(losses)))
-        return torch.stack(parts).sum(0)
+            parts = [self._backward(compute, count) for compute in local]
+        parts += [self._backward(compute, count) for compute in losses[len(local) :]]
+        return parts[0] if count == 1 else torch.stack(parts).sum(0)
 
     def _backward(self, compute_loss: Callable[[], Tensor], count: int) -> Tensor:
         # The cast weights are kept until the context ends, so SAM's second pass casts the perturbed ones anew.

@@ -3,7 +3,7 @@
 from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import shard
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
-from distsam.sharding.ownership import LocalPieces, Pieces, local_tensor
+from distsam.sharding.ownership import LocalPieces, PausedPieces, Pieces, local_tensor, pausable
 from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import PLANS, Fsdp, Replicate, plan_named
 from distsam.sharding.world import World, close_world, open_world
@@ -14,6 +14,7 @@ __all__ = [
     "Fsdp",
     "Layout",
     "LocalPieces",
+    "PausedPieces",
     "Pieces",
     "Plan",
     "Replicate",
@@ -25,6 +26,7 @@ __all__ = [
     "loss_weight_of",
     "make_layout",
     "open_world",
+    "pausable",
     "plan_named",
     "shard",
 ]

@@ -33,12 +33,14 @@ class Pieces(Protocol):
         owned: for each, does this rank's piece count? Summed over the world each element counts once.
         loss_weight: this rank's factor for its loss: the sum over the world is the mean over the data ranks.
         device: where all pieces are.
+        is_alike: True if every rank holds the same weights and gradients, whole, so that each measures them for itself.
     """
 
     params: tuple[nn.Parameter, ...]
     owned: list[bool]
     loss_weight: float
     device: torch.device
+    is_alike: bool
 
     def weights(self) -> list[Tensor]:
         """P pieces of the weights, sharing storage, for use under no_grad."""
@@ -51,6 +53,12 @@ class Pieces(Protocol):
 
     def clear(self) -> None:
         """Forget the gradients of all parameters that are moved."""
+
+    def gradients_and_sums(self, loss: Tensor, wants_stop: bool) -> tuple[list[Tensor | None], Tensor] | None:
+        """`gradients`, and the mean loss and the number of ranks that want to stop, (2,), where those came with them.
+
+        None where they cannot: then nothing has been done yet. Where they can, every rank holds the same gradients.
+        """
 
     def discard(self) -> None:
         """Forget a pass that raised on every rank, half-done gradients included."""
@@ -77,6 +85,7 @@ class LocalPieces:
             raise ValueError("nothing to measure: no parameter and no network was given")
         if any(p.is_complex() for p in params):
             raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
+        self.is_alike = False
         self.owned = [_owns(p) for p in params]
         self.loss_weight = loss_weight_of(params)
         self.device = _one_device(params)
@@ -102,6 +111,9 @@ class LocalPieces:
         """
         for averager in self._averagers:
             averager.complete()
+        return self._pieces_of_gradients()
+
+    def _pieces_of_gradients(self) -> list[Tensor | None]:
         pieces = [p.grad for p in self.params]
         for i, param, placements in self._sharded:
             grad = pieces[i]
@@ -118,12 +130,44 @@ class LocalPieces:
         for param in self._moved:
             param.grad = None
 
+    def gradients_and_sums(self, loss: Tensor, wants_stop: bool) -> tuple[list[Tensor | None], Tensor] | None:
+        """None: averages are there after backward, before anybody asks what else is to be sent."""
+        return None
+
     def discard(self) -> None:
         """Free what FSDP2 gathered for the pass; see `discard_pass` for what that needs."""
         discard_pass(self.params)
 
     def publish(self) -> None:
         """Nothing: torch computes with the very weights that were changed."""
+
+
+class PausedPieces(LocalPieces):
+    """Pieces of parameters that are whole on every rank, whose gradients are averaged not in backward but when they are
+    asked for: one message then carries what a step must know beside them.
+
+    For an engine that pauses the averager in its backwards; see `pausable`.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], is_moved: Sequence[bool] | None = None) -> None:
+        super().__init__(params, is_moved)
+        # Every rank has the same weights and gradients: each measures for itself, and its sums are the world's.
+        self.is_alike = True
+        self._loss_share = self.loss_weight
+        self.owned, self.loss_weight = [True] * len(self.params), 1.0
+
+    def gradients_and_sums(self, loss: Tensor, wants_stop: bool) -> tuple[list[Tensor | None], Tensor]:
+        """Average now. Collectives: one all_reduce of all gradients and a few numbers; every rank calls it."""
+        [averager] = self._averagers
+        stop = loss.new_full((), float(wants_stop))
+        sums = averager.complete_with(torch.stack([loss * self._loss_share, stop]))
+        return self._pieces_of_gradients(), sums
+
+
+def pausable(params: Sequence[nn.Parameter]) -> bool:
+    """True if PausedPieces serve these parameters: `shard` left all of them whole, with gradients of a few bytes."""
+    averagers = averagers_of(params)
+    return len(averagers) == 1 and averagers[0].is_small and averagers[0].num_params == len(params)
 
 
 def _one_device(params: Sequence[nn.Parameter]) -> torch.device:

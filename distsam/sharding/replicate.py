@@ -18,6 +18,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from distsam.sharding.collectives import start_all_reduce_sum_, world_size
 
 BUCKET_BYTES = 25 * 2**20
+# So few bytes take no longer to send after backward than during it.
+SMALL_BYTES = 2**18
 
 
 @dataclass
@@ -61,10 +63,26 @@ class GradientAverager:
         self._next = 0
         self._backward: int | None = None
         self._has_averaged = False
+        self._companions: Tensor | None = None  # what travels behind the gradients, and what came back of it
+        self._sums = torch.zeros(0)
         for bucket in self._buckets:
             for param in bucket.params:
                 _hook_gradient(param, self._on_gradient(bucket))
                 _AVERAGERS[param] = ref(self)  # the hooks keep it alive as long as the parameter
+
+    @property
+    def num_params(self) -> int:
+        """How many parameters it averages."""
+        return sum(len(bucket.params) for bucket in self._buckets)
+
+    @property
+    def is_small(self) -> bool:
+        """True if all gradients fit one small message of float32 or float64 to the whole world."""
+        if len(self._buckets) != 1 or self._num_ranks != world_size():
+            return False
+        first = self._buckets[0].params[0]
+        num_bytes = sum(p.numel() for p in self._buckets[0].params) * first.element_size()
+        return num_bytes <= SMALL_BYTES and first.dtype in (torch.float32, torch.float64)
 
     def complete(self) -> None:
         """End of a pass: a rank whose backward reached none of the parameters takes part here, with zeros.
@@ -75,6 +93,25 @@ class GradientAverager:
             self._start_over()
             self._finish()
         self._has_averaged = False
+
+    def complete_with(self, numbers: Tensor) -> Tensor:
+        """End of a pass whose backwards were paused: average now, and add up `numbers` over the ranks on the way.
+
+        Only where `is_small`.
+
+        Args:
+            numbers: 1-D, on the gradients' device.
+
+        Returns:
+            Their sums, in the dtype of the gradients.
+
+        Collectives: one all_reduce(sum) of all gradients, a number for each parameter, and `numbers`.
+        """
+        self._start_over()
+        self._companions = numbers
+        self._finish()
+        self._companions, self._has_averaged = None, False
+        return self._sums
 
     def _on_gradient(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
@@ -110,16 +147,17 @@ class GradientAverager:
         """Send the gradients, and behind them for each parameter whether this rank has one."""
         self._next += 1
         bucket.sent = bucket.active()
-        if not bucket.sent:
+        if not bucket.sent and self._companions is None:
             return
         is_there = [p.grad is not None for p in bucket.sent]
-        counts = bucket.sent[0].new_ones(len(is_there))
+        counts = bucket.params[0].new_ones(len(is_there))
         if not all(is_there):
             counts = counts.new_tensor(is_there)
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.sent]
-        bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts])
+        companions = counts[:0] if self._companions is None else self._companions.to(counts.dtype)
+        bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts, companions])
         # Before the sum, which float16 might not hold.
-        bucket.buffer[: -len(counts)].div_(self._num_ranks)
+        bucket.buffer[: len(bucket.buffer) - len(counts) - len(companions)].div_(self._num_ranks)
         bucket.wait = start_all_reduce_sum_(bucket.buffer, self._group)
 
     @torch.no_grad()
@@ -129,7 +167,7 @@ class GradientAverager:
         for bucket in self._buckets:
             if bucket.wait is not None and bucket.buffer is not None:
                 bucket.wait()
-                _take(bucket.sent, bucket.buffer)
+                self._sums = _take(bucket.sent, bucket.buffer)
         self._start_over()
         self._has_averaged = True
 
@@ -157,9 +195,12 @@ def _hook_gradient(param: nn.Parameter, hook: Callable[[Tensor], None]) -> None:
     param.requires_grad_(is_trained)
 
 
-def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> None:
-    """Put the means in place of the gradients; None where no rank has one."""
-    *pieces, counts = buffer.split([*(p.numel() for p in params), len(params)])
+def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> Tensor:
+    """Put the means in place of the gradients, None where no rank has one; what came behind them is returned."""
+    num_grads = sum(p.numel() for p in params)
+    *pieces, counts, sums = buffer.split(
+        [*(p.numel() for p in params), len(params), len(buffer) - num_grads - len(params)]
+    )
     means = [x.view_as(p) for x, p in zip(pieces, params, strict=True)]
     if any(p.grad is None for p in params):
         for param, mean, count in zip(params, means, counts.tolist(), strict=True):
@@ -168,6 +209,7 @@ def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> None:
     kept = [(p.grad, mean) for p, mean in zip(params, means, strict=True) if p.grad is not None]
     if kept:
         torch._foreach_copy_([g for g, _ in kept], [mean for _, mean in kept])
+    return sums
 
 
 def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:

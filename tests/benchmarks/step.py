@@ -48,6 +48,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 import distsam
+from distsam.engine import NativeEngine
 from distsam.optim import Plain
 
 LIMITS = {"plain": 1.15, "das": 1.20, "sam": 1.15}
@@ -141,12 +142,11 @@ def raw_two(model: nn.Module) -> Step:
 
 
 def wrapped(wrap: Callable[[torch.optim.Optimizer, nn.Module], distsam.optim.Wrapper]) -> Callable[[nn.Module], Step]:
-    """The step of an optimizer of distsam."""
+    """The step of an optimizer of distsam, by the engine that `distsam train` runs."""
 
     def make(model: nn.Module) -> Step:
-        optimizer = wrap(torch.optim.Adam(model.parameters(), lr=1e-3), model)
-        run = one_pass(model)
-        return lambda: optimizer.step(run)
+        engine = NativeEngine(model, wrap(torch.optim.Adam(model.parameters(), lr=1e-3), model))
+        return lambda: engine.step([model])
 
     return make
 

@@ -11,7 +11,7 @@ from rank_cases import NUM_ENTRIES, build, entries, full, slice_of
 from torch import Tensor, nn
 
 from distsam.engine import NativeEngine, Schedule
-from distsam.sharding.collectives import world_size
+from distsam.sharding.collectives import rank, world_size
 
 REDUCTIONS = ("allreduce_", "reduce_scatter_", "_reduce_scatter_base_", "reduce_scatter_tensor", "all_reduce")
 
@@ -52,6 +52,25 @@ def count_collectives(plan: str, method: str, count: int) -> dict[str, int]:
     with CollectiveCount() as calls:
         engine.step(losses_of(model, torch.float32, count))
     return dict(calls.calls)
+
+
+def take_a_step_with_an_infinite_loss(plan: str, method: str) -> tuple[bool, list[bool], dict[str, int]]:
+    """Are the weights as before a step in which one rank's loss is infinite and its gradient is not; what was asked to
+    stop after each of two more steps, the second of which one rank asks to be the last; and what was counted.
+    """
+    model, optimizer, _ = build(plan, 1, torch.float64, method)
+    engine = NativeEngine(model, optimizer)
+    [loss] = losses_of(model, torch.float64, 1)
+    before = [full(p) for p in model.parameters()]
+    infinite = float("inf") if rank() == 1 else 0.0
+    engine.step([lambda: loss() + infinite])
+    is_kept = all(np.array_equal(a, full(p)) for a, p in zip(before, model.parameters(), strict=True))
+    engine.step([loss])
+    stops = [engine.stop_requested]
+    if rank() == 1:
+        engine.request_stop()
+    engine.step([loss])
+    return is_kept, [*stops, engine.stop_requested], engine.counters()
 
 
 def fail_in_the_second_micro_batch(plan: str) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -8,6 +8,7 @@ from engine_cases import (
     count_collectives,
     fail_in_the_second_micro_batch,
     resume_with_schedule,
+    take_a_step_with_an_infinite_loss,
     train_in_pieces,
 )
 from rank_cases import TwoNetworks, entries, train
@@ -43,9 +44,21 @@ def test_gradients_are_reduced_once_a_sweep(two_ranks: RankPool, plan: str, meth
         (calls, _) = two_ranks.run(count_collectives, plan, method, count)
         return {name: number for name, number in calls.items() if name in REDUCTIONS}
 
-    once = reductions(1)
-    assert sum(once.values()) > (2 if method == "sam" else 1)  # more than what the optimizer itself sends
+    once, num_passes = reductions(1), 2 if method == "sam" else 1
+    if plan == "replicate":
+        assert sum(once.values()) == num_passes, "small gradients take loss, stop flag and count along"
+    else:
+        assert sum(once.values()) > num_passes  # beside what the optimizer itself sends
     assert reductions(4) == once
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("plan", PLANS)
+def test_ranks_skip_and_stop_together_however_they_learn_of_it(two_ranks: RankPool, plan: str, method: str) -> None:
+    for is_kept, stops, counters in two_ranks.run(take_a_step_with_an_infinite_loss, plan, method):
+        assert is_kept
+        assert stops == [False, True]
+        assert (counters["num_steps"], counters["num_skipped"]) == (3, 1)
 
 
 def clipped_reference(clip_norm: float, steps: int = 20) -> list[np.ndarray]:
