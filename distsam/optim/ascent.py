@@ -54,8 +54,8 @@ class Ascent(Protocol):
         name: what its state and counters are named by.
         rho: radius of a parameter group that does not give its own; groups hold it under the key "rho".
         networks: the networks of whose cores it reads the norms one by one; () for none.
-        own_state: parameter -> name -> tensor made by torch.zeros_like(parameter): what a checkpoint must keep. A
-            member that has no state leaves it empty.
+        own_state: parameter -> name -> tensor made by torch.zeros_like(parameter): what a checkpoint must keep. It
+            changes in `combine`, which a step that is skipped does not reach. A member without state leaves it empty.
     """
 
     name: str

@@ -7,11 +7,11 @@ from distsam.errors import InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.optim_parts import Shape
 from distsam.train.seams import Field, Section, SectionForm, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
-Shape = Literal["constant", "linear", "cosine"]
 Keys = TypeVar("Keys", bound=Section)
 
 
@@ -40,7 +40,7 @@ class OptimKeys(Section):
     )
     schedule: Shape = Field(default="constant", description="Course of the learning rate after the warm-up.")
     warmup_steps: int = Field(default=0, ge=0, description="Steps over which the learning rate rises to lr.")
-    final_lr: float = Field(default=0.0, ge=0, description="linear, cosine: the learning rate at the last step.")
+    final_lr: float = Field(default=0.0, ge=0, description="linear, cosine: the rate as the run ends.")
     max_skipped: int = Field(default=10, ge=1, description="Non-finite steps in a row that end the run.")
 
 
@@ -180,3 +180,11 @@ def _check_task(raw: Mapping[str, Any], forms: Mapping[str, SectionForm]) -> Non
         for form in part.sections:
             if raw.get(form.name) and form.name not in forms:
                 raise InputError(f"{form.name}: is not used by task.kind={kind}; it is for {word}; leave it out")
+        for section, keys in part.adds.items():
+            given = raw.get(section)
+            for key in keys.model_fields if isinstance(given, Mapping) else ():
+                if key in given and key not in forms[section].key_names():
+                    raise InputError(
+                        f"{section}.{key}: is not used by task.kind={kind}; it is for {word}; a task of your own takes "
+                        "what it needs from task.arguments"
+                    )

@@ -26,7 +26,7 @@ class SAMKeys(Section):
     rho: float = Field(default=0.05, ge=0, description="Radius of the perturbation.")
     rho_schedule: Shape = Field(default="constant", description="Course of rho after its warm-up.")
     rho_warmup_steps: int = Field(default=0, ge=0, description="Steps over which rho rises to its value.")
-    final_rho: float = Field(default=0.0, ge=0, description="linear, cosine: rho at the last step.")
+    final_rho: float = Field(default=0.0, ge=0, description="linear, cosine: what rho goes to as the run ends.")
     scope: Literal["global", "network", "core"] = Field(default="global", description="Which norm divides.")
 
 
@@ -38,7 +38,7 @@ class RescaleKeys(Section):
     alpha: NonNegativeFloat = Field(description="Strength of the rescaling.")
     alpha_schedule: Shape = Field(default="constant", description="Course of alpha after its warm-up.")
     alpha_warmup_steps: int = Field(default=0, ge=0, description="Steps over which alpha rises to its value.")
-    final_alpha: float = Field(default=0.0, ge=0, description="linear, cosine: alpha at the last step.")
+    final_alpha: float = Field(default=0.0, ge=0, description="linear, cosine: what alpha goes to as the run ends.")
 
 
 class DASKeys(RescaleKeys):

@@ -105,11 +105,9 @@ def _check_data(config: Config, task: Task, sha256: str, folder: RunFolder) -> N
     if identity(task) == sha256:
         return
     key, given = parts.TASKS.chosen(config.task).origin(config)
-    if key == "data.path":
-        raise InputError(f"{key}: {given} has changed since the run in {folder.path}; give back the file of that run")
     raise InputError(
-        f"{key}: {given} gives other data here than to the run in {folder.path}; "
-        "install the versions that its summary.json names"
+        f"{key}: {given} has changed since the run in {folder.path}; give back the data of that run "
+        "(its summary.json names the versions that gave them)"
     )
 
 

@@ -31,24 +31,25 @@ class Friendly(Ascent):
 
     def probes(self, pieces: Pieces, grads: Gradients) -> Tensor:
         """||d||^2."""
-        norm_sq = torch.zeros(1, dtype=torch.float64, device=pieces.device)
-        self._directions = [
-            None if g is None else g - self.sigma * self._mean(p, g) for p, g in zip(pieces.params, grads, strict=True)
-        ]
-        for d, is_owned in zip(self._directions, pieces.owned, strict=True):
-            if d is not None and is_owned:
-                norm_sq += d.double().square().sum()
-        return norm_sq
+        pairs = zip(pieces.params, grads, strict=True)
+        self._directions = [None if g is None else g - self.sigma * self._mean(p) for p, g in pairs]
+        owned = [d for d, is_owned in zip(self._directions, pieces.owned, strict=True) if d is not None and is_owned]
+        return torch.tensor([sum(float(d.double().square().sum()) for d in owned)], dtype=torch.float64)
 
     def epsilon(self, sweep: Sweep) -> tuple[Tensor, Gradients]:
         """rho / ||d||, times d."""
         assert sweep.first.probes is not None
         return sweep.rho * sweep.first.probes[0].rsqrt(), self._directions
 
-    def _mean(self, param: nn.Parameter, grad: Tensor) -> Tensor:
+    def combine(self, sweep: Sweep) -> None:
+        """The mean takes up g here, where the step is known to be finite on every rank."""
+        for param, grad in zip(sweep.pieces.params, sweep.grads, strict=True):
+            if grad is not None:
+                self._mean(param).mul_(0.9).add_(grad, alpha=0.1)
+
+    def _mean(self, param: nn.Parameter) -> Tensor:
         state = self.own_state.setdefault(param, {})
-        state.setdefault("mean", torch.zeros_like(param, requires_grad=False))
-        return local_tensor(state["mean"]).mul_(0.9).add_(grad, alpha=0.1)
+        return local_tensor(state.setdefault("mean", torch.zeros_like(param, requires_grad=False)))
 
 
 def build(optim: Any, inner: Optimizer, model: nn.Module) -> TwoPass:

@@ -223,5 +223,7 @@ def test_a_target_needs_neither_data_nor_network(tmp_path: Path) -> None:
     config = load_config(file)
     assert (config.task.kind, config.task.target, config.task.arguments) == ("target", "mine:make", {"width": 3})
     assert not hasattr(config, "data")
-    with pytest.raises(InputError, match=r"train.batch_size: unknown key"):
+    with pytest.raises(
+        InputError, match=r"train.batch_size: is not used by task.kind=target; it is for completion; a task of your own"
+    ):
         load_config(file, ["train.batch_size=3"])
