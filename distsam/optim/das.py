@@ -43,6 +43,10 @@ class DeviationRule:
         total = gamma.sum(axis=1, keepdims=True)
         growth = (gamma - total / table.num_counting) / s
         growth *= self._norm_sq(first, total) ** -0.5 * alpha
+        size = abs(growth * rate)
+        # Nearly always all is finite and within the bound; where the host need not wait to see that, it saves the rest.
+        if table.is_on_host and size.max() <= self.lambda_max:
+            return growth
         # A core that is 0, or all but: infinite, or 0 / 0 with it.
         growth = table.mask(table.xp.where(table.xp.isfinite(growth), growth, 0.0))
         return self._bounded(table.xp, growth, rate)
@@ -61,11 +65,7 @@ class DeviationRule:
         return total.sum() if self.norm == "cores" else total
 
     def _bounded(self, xp: Any, growth: Any, rate: Any) -> Any:
-        size = abs(growth * rate)
-        # Nearly always nothing is over the bound; where the host need not wait it saves the rest.
-        if xp is np and size.max() <= self.lambda_max:
-            return growth
-        largest = xp.amax(size, 1, keepdims=True)
+        largest = xp.amax(abs(growth * rate), 1, keepdims=True)
         if self._clipped is None or self._clipped.shape != largest.shape:
             self._clipped_before = self._clipped_before + self._total()
             self._clipped = xp.zeros_like(largest, dtype=xp.int64)

@@ -181,8 +181,8 @@ def _check_task(raw: Mapping[str, Any], forms: Mapping[str, SectionForm]) -> Non
             if raw.get(form.name) and form.name not in forms:
                 raise InputError(f"{form.name}: is not used by task.kind={kind}; it is for {word}; leave it out")
         for section, keys in part.adds.items():
-            given = raw.get(section)
-            for key in keys.model_fields if isinstance(given, Mapping) else ():
+            given = raw[section] if isinstance(raw.get(section), Mapping) else {}
+            for key in keys.model_fields:
                 if key in given and key not in forms[section].key_names():
                     raise InputError(
                         f"{section}.{key}: is not used by task.kind={kind}; it is for {word}; a task of your own takes "
