@@ -12,13 +12,13 @@ in which the arms take turns, so that load hits them alike:
 
 A pass is zero_grad, forward, the mean squared error, backward. The raw arms have what any data-parallel training has:
 under "replicate" the gradients averaged by distsam's own averager, under "fsdp" the modules of FSDP2. Adam is torch's
-default on every arm.
+default on every arm. The arms of distsam are run by its engine, as `distsam train` does.
 
 The bound: what must be done beyond the raw arm. P parameters of E elements together.
 
     plain   one foreach norm of the gradients (P small sums; reads 4 E bytes), the sum of their squares, whether that
-            and the loss are finite, one read by the host; with ranks one all-reduce of a few numbers, in which a rank
-            waits for the other one anyway. About 6 calls, and on CPU 1.5 us for each parameter.
+            and the loss are finite, one read by the host; with ranks one all-reduce of a few numbers, but none where
+            small gradients that every rank averages take them along. About 6 calls, and on CPU 1.5 us a parameter.
     das     plain, one foreach norm of the cores, one foreach multiplication of the cores by factors that are the
             host's arithmetic of K numbers a network: 3 calls more.
     sam     plain, for each of two passes; to scale: one foreach addition (reads 8 E bytes and writes 4 E); to see the
