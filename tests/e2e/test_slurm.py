@@ -61,5 +61,5 @@ def test_a_batch_job_that_cannot_be_ends_with_2_and_one_line_of_ours(cluster: Sl
     job = cluster.submit(script, REPOSITORY, JOB_S, environment())
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
     ours = [line for line in log.read_text().splitlines() if not line.startswith(("srun:", "slurmstepd:"))]
-    assert ours == ["distsam: sharding.replicas=3: it must divide the world size, which is 2"]
+    assert ours == ["distsam: sharding.replicas: 3: it must divide the world size, which is 2"]
     assert not (tmp_path / "run").exists()
