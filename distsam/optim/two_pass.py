@@ -46,6 +46,9 @@ class TwoPass(Wrapper):
         super().__init__(base_optimizer, max_skipped, ascent.name)
         self.ascent = ascent
         self.own_state = ascent.own_state
+        # Most ascents need no sum of their own, and asking each time costs as much as a small tensor call.
+        self._has_probes = type(ascent).probes is not Ascent.probes
+        self._has_second_probes = type(ascent).second_probes is not Ascent.second_probes
         self._rho = self.add_key("rho", ascent.rho)
         self._random = RandomReplay()
         self._kept_buffers = KeptBuffers(model)
@@ -150,12 +153,13 @@ class TwoPass(Wrapper):
             scales, directions = self.ascent.epsilon(sweep)
             scales = _finite(scales)
             sweep.pieces.clear()
-            self._perturbation.enter(sweep.pieces, self._without_still(directions), scales)
+            self._perturbation.enter(sweep.pieces, self._without_still(sweep.rho, directions), scales)
         return sweep, scales, directions
 
     def _measure_first(self, loss: Tensor | float | None) -> Sweep:
         meter = self.guard.meter
-        first, grads = self.guard.first_pass(loss, lambda found: self.ascent.probes(meter.pieces, found))
+        probe = (lambda found: self.ascent.probes(meter.pieces, found)) if self._has_probes else None
+        first, grads = self.guard.first_pass(loss, probe)
         return Sweep(meter.pieces, self.num_steps + 1, grads, first, self._radii())
 
     def _radii(self) -> float | Tensor:
@@ -166,12 +170,13 @@ class TwoPass(Wrapper):
             return torch.tensor(rho, dtype=torch.float64).to(meter.device, non_blocking=True)
         return rho
 
-    def _without_still(self, directions: Gradients) -> Gradients:
+    def _without_still(self, rho: float | Tensor, directions: Gradients) -> Gradients:
         """None for a parameter of a group that is not perturbed: its weights need no copy."""
-        rho = self._rho.per_parameter(self.param_groups, self.guard.meter.params)
-        if isinstance(rho, list):
-            return [d if r else None for d, r in zip(directions, rho, strict=True)]
-        return directions if rho else [None] * len(directions)
+        if not isinstance(rho, Tensor):
+            return directions if rho else [None] * len(directions)
+        rhos = self._rho.per_parameter(self.param_groups, self.guard.meter.params)
+        assert isinstance(rhos, list)
+        return [d if r else None for d, r in zip(directions, rhos, strict=True)]
 
     def _finish_first(self, loss: Tensor | float | None) -> None:
         """A step without a second pass: measure, decide, step."""
@@ -196,7 +201,10 @@ class TwoPass(Wrapper):
             sweep.perturbed_grads = found
             return self.ascent.second_probes(sweep)
 
-        sweep.second, grads = guard.second_pass(second_loss, (directions, core_scales), probe)
+        sweep.second, grads = guard.second_pass(
+            second_loss, (directions, core_scales), probe if self._has_second_probes else None
+        )
+        sweep.perturbed_grads = grads
         if guard.accepts(first, sweep.second):
             self._descend(sweep, grads)
         # The law of the first order is that of a perturbation along the gradient.
