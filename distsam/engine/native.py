@@ -27,7 +27,7 @@ class NativeEngine:
         schedules: of `optimizer`; each makes one step after every step of the engine.
 
     Raises:
-        ArgumentError: autocast is no floating dtype of 16 bits, clip_norm is not above 0, or two schedules of one key.
+        ArgumentError: autocast is another dtype than bfloat16, clip_norm is not above 0, or two schedules of one key.
     """
 
     def __init__(
@@ -39,8 +39,9 @@ class NativeEngine:
         clip_norm: float | None = None,
         schedules: Sequence[Schedule] = (),
     ) -> None:
-        if autocast not in (None, torch.bfloat16, torch.float16):
-            raise ArgumentError("autocast", f"{autocast}: use torch.bfloat16, torch.float16 or None")
+        # float16 would need its loss scaled, or small gradients become 0.
+        if autocast not in (None, torch.bfloat16):
+            raise ArgumentError("autocast", f"{autocast}: use torch.bfloat16 or None")
         if clip_norm is not None and not 0 < clip_norm < float("inf"):
             raise ArgumentError("clip_norm", f"{clip_norm}: a norm to clip at is a number above 0")
         keys = [schedule.key for schedule in schedules]

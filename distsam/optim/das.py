@@ -57,7 +57,7 @@ class DeviationRule:
 
     def load_counts(self, counts: Mapping[str, int]) -> None:
         """Restore what `counts` gave."""
-        self._clipped, self._clipped_before = None, counts["clipped"]
+        self._clipped, self._clipped_before = None, counts.get("clipped", 0)
 
     def _norm_sq(self, first: FirstPass, total: Any) -> Any:
         if self.norm == "global":

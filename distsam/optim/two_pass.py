@@ -224,7 +224,7 @@ class TwoPass(Wrapper):
 def _finite(scales: float | Tensor) -> float | Tensor:
     """0 where a scale is not finite: a norm that is 0 or no number."""
     if not isinstance(scales, Tensor):
-        return scales if math.isfinite(scales) else 0.0
+        return float(scales) if math.isfinite(scales) else 0.0
     if scales.dim() == 0 and scales.device.type == "cpu":
         return scales if math.isfinite(scales.item()) else torch.zeros_like(scales)
     return torch.nan_to_num(scales, nan=0.0, posinf=0.0, neginf=0.0)

@@ -288,6 +288,9 @@ def _check_groups(param_groups: Iterable[dict[str, Any]]) -> None:
 
 
 def _free_name(name: str, taken: set[str]) -> str:
+    # Checkpoints name state by it, beside "model", "optim" and "best", up to the first dot.
+    if not name.isidentifier() or name in ("model", "optim", "best"):
+        raise ValueError(f"name={name!r}: call an ascent or rescale by one word other than model, optim and best")
     number, free = 1, name
     while free in taken:
         number += 1

@@ -135,8 +135,10 @@ class LocalPieces:
         return None
 
     def discard(self) -> None:
-        """Free what FSDP2 gathered for the pass; see `discard_pass` for what that needs."""
+        """Free what FSDP2 gathered for the pass (see `discard_pass`) and forget what was averaged in it."""
         discard_pass(self.params)
+        for averager in self._averagers:
+            averager.forget()
 
     def publish(self) -> None:
         """Nothing: torch computes with the very weights that were changed."""

@@ -94,6 +94,11 @@ class GradientAverager:
             self._finish()
         self._has_averaged = False
 
+    def forget(self) -> None:
+        """Forget a pass that raised on every rank: the next `complete` must not take its averages for its own."""
+        self._start_over()
+        self._has_averaged = False
+
     def complete_with(self, numbers: Tensor) -> Tensor:
         """End of a pass whose backwards were paused: average now, and add up `numbers` over the ranks on the way.
 

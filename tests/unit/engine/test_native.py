@@ -156,3 +156,10 @@ def test_two_schedules_of_one_key_are_refused() -> None:
     schedules = [Schedule(optimizer, "lr", "linear", 10) for _ in range(2)]
     with pytest.raises(ArgumentError, match="schedules: lr, lr"):
         NativeEngine(model, optimizer, schedules=schedules)
+
+
+def test_float16_is_refused_because_nothing_scales_the_loss() -> None:
+    """A gradient of 1e-8 became 0 there, and the step counted as good."""
+    model = nn.Linear(1, 1)
+    with pytest.raises(ArgumentError, match=r"autocast: torch.float16: use torch.bfloat16 or None"):
+        NativeEngine(model, Plain(torch.optim.SGD(model.parameters(), lr=0.1)), autocast=torch.float16)

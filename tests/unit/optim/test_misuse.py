@@ -9,6 +9,8 @@ from torch import Tensor
 from two_networks import network_of
 
 import distsam
+from distsam.balance.meter import Gradients
+from distsam.optim import GradientAscent, Sweep, TwoPass
 
 
 def build(method: str = "sam") -> tuple[distsam.TensorNetwork, torch.optim.Optimizer]:
@@ -153,3 +155,30 @@ def test_a_core_frozen_between_two_steps_no_longer_counts(method: str) -> None:
     optimizer.step(lambda: backward(model, optimizer))  # type: ignore[arg-type, return-value]
     anew.step(lambda: backward(twin, anew))  # type: ignore[arg-type, return-value]
     assert all(torch.equal(a, b) for a, b in zip(model.cores, twin.cores, strict=True))
+
+
+@pytest.mark.parametrize("name", ["my.ascent", "optim", "model", "best", ""])
+def test_a_name_under_which_state_would_get_lost_is_refused(name: str) -> None:
+    """State of an ascent called "my.ascent" was saved and not found again."""
+    ascent = GradientAscent(0.1, "global", ())
+    ascent.name = name
+    with pytest.raises(ValueError, match="call an ascent or rescale by one word"):
+        TwoPass(torch.optim.SGD([torch.nn.Parameter(torch.ones(2))], lr=0.1), ascent)
+
+
+def test_a_scale_that_is_a_whole_number_is_a_number() -> None:
+    class Whole(GradientAscent):
+        def epsilon(self, sweep: Sweep) -> tuple[float | torch.Tensor, Gradients]:
+            return 1, sweep.grads
+
+    weight = torch.nn.Parameter(torch.tensor([1.0]))
+    optimizer = TwoPass(torch.optim.SGD([weight], lr=0.5), Whole(0.1, "global", ()))
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert weight.item() == 1.0 - 0.5 * 2.0  # the gradient at w + 1 w
