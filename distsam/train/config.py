@@ -7,8 +7,7 @@ from distsam.errors import InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.optim_parts import Shape
-from distsam.train.seams import Field, Section, SectionForm, ValidationError, create_model
+from distsam.train.seams import Field, Section, SectionForm, Shape, ValidationError, create_model
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]

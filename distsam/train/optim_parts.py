@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from distsam.train.seams import Field, Section
+from distsam.train.seams import Field, Section, Shape
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-Shape = Literal["constant", "linear", "cosine"]
 
 
 class SGDKeys(Section):

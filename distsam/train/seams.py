@@ -52,12 +52,16 @@ __all__ = [
     "Seam",
     "Section",
     "SectionForm",
+    "Shape",
     "SumSeam",
     "TaskPart",
     "ValidationError",
     "create_model",
     "field_validator",
 ]
+
+# The course of a value over the steps of a run.
+Shape = Literal["constant", "linear", "cosine"]
 
 AnyPart = TypeVar("AnyPart", bound=Part)
 
