@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -101,8 +102,11 @@ def tensor_shapes(path: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {n: (e.size, e.properties.dtype) for n, e in entries if isinstance(e, TensorStorageMetadata)}
 
 
-def read_state(path: Path) -> dict[str, Any]:
+def read_state(path: Path, counters: Iterable[str] = ()) -> dict[str, Any]:
     """What the checkpoint folder `path` says beside its tensors: step, counters, best value, versions.
+
+    Args:
+        counters: names that the engine's counters must hold beside those of every engine.
 
     Raises:
         InputError: the file cannot be read, or lacks something that a resume needs.
@@ -113,8 +117,9 @@ def read_state(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read: {_line(error)}") from None
     engine = state.get("engine") if isinstance(state, dict) else None
-    counters = engine.get("counters") if isinstance(engine, dict) else None
-    for found, kinds in ((state, _NEEDED), (engine, _NEEDED_OF_ENGINE), (counters, _COUNTERS)):
+    counted = engine.get("counters") if isinstance(engine, dict) else None
+    wanted = {**_COUNTERS, **dict.fromkeys(counters, int)}
+    for found, kinds in ((state, _NEEDED), (engine, _NEEDED_OF_ENGINE), (counted, wanted)):
         for key, kind in kinds.items():
             if not isinstance(found, dict) or key not in found or not isinstance(found[key], kind):
                 raise InputError(f"{file}: holds no {key} that can be used; remove that checkpoint, it is damaged")

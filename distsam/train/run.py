@@ -174,7 +174,7 @@ class _Run:
 
     def _resumable(self, checkpoint: Path) -> dict[str, Any]:
         """The state in `checkpoint`, which must be of this training and not beyond its end."""
-        saved = read_state(checkpoint)
+        saved = read_state(checkpoint, counters=self.parts.engine.counters())
         for name, value in self.identity.items():
             if saved[name] != value:
                 what = "other data" if name == "data_sha256" else "another model"

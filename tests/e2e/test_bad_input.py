@@ -276,16 +276,16 @@ def test_a_saved_run_whose_data_has_changed_is_refused(tmp_path: Path, command: 
     )
 
 
-@pytest.mark.parametrize("damage", ["", "{", "no counters"])
+@pytest.mark.parametrize("damage", ["", "{", "num_skipped", "das/clipped"])
 def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -> None:
     config, run_dir = small_config(tmp_path), tmp_path / "run"
     assert invoke("train", config, f"run.dir={run_dir}", "train.steps=2").exit_code == 0
     state = run_dir / "checkpoints" / "step-00000002" / "state.json"
     content = json.loads(state.read_text())
-    del content["engine"]["counters"]["num_skipped"]
-    state.write_text(json.dumps(content) if damage == "no counters" else damage)
+    is_counter = content["engine"]["counters"].pop(damage, None) is not None
+    state.write_text(json.dumps(content) if is_counter else damage)
     resume = ("train", config, f"run.dir={run_dir}", "train.steps=3", "train.resume=auto")
-    assert_refused(tmp_path, *resume, says=f"{state}: ")
+    assert_refused(tmp_path, *resume, says=f"{state}: holds no {damage} that" if is_counter else f"{state}: ")
 
 
 def test_no_command_is_a_usage_error_that_shows_the_help() -> None:

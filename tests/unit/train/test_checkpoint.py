@@ -246,3 +246,14 @@ def test_a_state_that_lacks_what_a_resume_needs_is_refused_by_name(tmp_path: Pat
 def test_the_state_is_plain_json(tmp_path: Path) -> None:
     save(tmp_path, 2)
     assert json.loads((tmp_path / "step-00000002" / "state.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("given", [{}, {"das/clipped": "wrong"}])
+def test_a_state_without_the_counters_of_this_engine_is_refused_by_name(tmp_path: Path, given: dict[str, str]) -> None:
+    """A run of DAS went on with no count of what was clipped before, as if nothing had been."""
+    state = json.loads(json.dumps(STATE))
+    state["engine"]["counters"] |= given
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    assert read_state(tmp_path) == state
+    with pytest.raises(InputError, match=r"state.json: holds no das/clipped that can be used"):
+        read_state(tmp_path, counters=["num_steps", "das/clipped"])
