@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from distsam.engine.group_values import GroupValues
 from distsam.engine.optimizer_state import allocate_tensors, load_plain_values, plain_values, tensors_of
 from distsam.engine.schedule import Schedule
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, TrainingDiverged
 from distsam.optim import Wrapper
 from distsam.sharding import PausedPieces, accumulating, local_tensor, pausable
 
@@ -66,11 +66,19 @@ class NativeEngine:
             raise RuntimeError("the engine is closed: build a new one for more steps")
         if not losses:
             raise ValueError("losses: there is none; give one callable per micro-batch")
-        loss = self.optimizer.step(lambda: self._sweep(losses))  # type: ignore[arg-type, return-value]
+        try:
+            loss = self.optimizer.step(lambda: self._sweep(losses))  # type: ignore[arg-type, return-value]
+        except TrainingDiverged:
+            # The step counts: a run that goes on from its checkpoint would be a step behind in its schedules.
+            self._advance_schedules()
+            raise
         assert isinstance(loss, Tensor)
+        self._advance_schedules()
+        return loss
+
+    def _advance_schedules(self) -> None:
         for schedule in self._schedules:
             schedule.step()
-        return loss
 
     def _sweep(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Gradients of the mean over the micro-batches, reduced by the last backward."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import distsam
 from distsam.engine import NativeEngine, Schedule
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, TrainingDiverged
 from distsam.optim import Plain, Wrapper
 
 # Large enough that some cores are merged and others gathered as they are.
@@ -121,6 +121,22 @@ def test_a_schedule_that_is_new_starts_where_the_run_stands() -> None:
     resumed = NativeEngine(*second, schedules=[Schedule(second[1], "lr", "linear", 10)])
     resumed.load_state(engine.state())
     assert second[1].param_groups[0]["lr"] == pytest.approx(0.05)
+
+
+def test_schedules_keep_step_with_a_run_that_diverges() -> None:
+    """What raised was counted, the schedules were not moved: the run went on a step behind for good."""
+    model = nn.Linear(3, 2)
+    optimizer = Plain(torch.optim.SGD(model.parameters(), lr=0.1), max_skipped=2)
+    engine = NativeEngine(model, optimizer, schedules=[Schedule(optimizer, "lr", "linear", 10)])
+
+    def loss() -> Tensor:
+        return model(torch.full((4, 3), float("nan"))).sum()
+
+    engine.step([loss])
+    with pytest.raises(TrainingDiverged):
+        engine.step([loss])
+    state = engine.state()
+    assert state["counters"]["num_steps"] == state["schedules"]["lr"]["step"] == 2
 
 
 def test_a_state_of_other_groups_is_refused() -> None:
