@@ -15,18 +15,6 @@ LONG = 4 * ROW
 MANY = 16
 
 
-@torch.no_grad()
-def squared_norms(tensors: Sequence[Tensor], counts: Tensor, is_exact: bool = False) -> Tensor:
-    """(P,) float64 squared Frobenius norms of P local tensors, 0 where one does not count; an empty one has 0.
-
-    See `norms` for the arguments and the accuracy.
-
-    Args:
-        counts: (P,) float64, 1 or 0, on the tensors' device.
-    """
-    return norms(list(tensors), is_exact).mul(counts).square_() if tensors else torch.zeros_like(counts)
-
-
 def norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
     """(P,) float32 or float64 Frobenius norms of P local tensors; see `norm_parts`."""
     parts = norm_parts(tensors, is_exact)

@@ -40,7 +40,7 @@ class Perturbation:
         weights = pieces.weights()
         if len(steps) < len(weights):
             weights = list(compress(weights, is_moved))
-        self._make_room(pieces, is_moved, weights)
+        self._fit_buffers(pieces, is_moved, weights)
         self.is_inside = True
         if not isinstance(scales, Tensor):
             self._move_by_number(weights, steps, scales)
@@ -59,7 +59,7 @@ class Perturbation:
             self._pieces.publish()
         self.is_inside = False
 
-    def _make_room(self, pieces: Pieces, is_moved: list[bool], weights: list[Tensor]) -> None:
+    def _fit_buffers(self, pieces: Pieces, is_moved: list[bool], weights: list[Tensor]) -> None:
         """The last step's buffers, if they were made for the same pieces in the same precision, or new ones."""
         dtypes = [w.dtype for w in weights]
         if pieces is not self._pieces or (is_moved, dtypes) != (self._is_moved, self._dtypes):

@@ -16,9 +16,7 @@ class WandbKeys(Section):
 
 
 def build_wandb(keys: WandbKeys, folder: Path, config: dict[str, Any]) -> Any:
-    """The mirror, or None where it is disabled: wandb is not even imported then."""
-    if keys.mode == "disabled":
-        return None
+    """The mirror; wandb itself is not imported where it is disabled."""
     from distsam.train.trackers.wandb import WandbTracker
 
     return WandbTracker(keys.mode, folder, project=keys.project, name=keys.name, group=keys.group, config=config)

@@ -27,7 +27,7 @@ The bound: what must be done beyond the raw arm. P parameters of E elements toge
 
 Written by hand, without an object of distsam, the same work was measured on a pass + Adam of 1.1 ms in one process (the
 smallest network here): 1.05 (plain), 1.11 (DAS) and 1.06 (SAM; 1.01 on the tensor train). On two ranks a small
-all-reduce adds 65 us of CPU, gloo's own threads included.
+all-reduce adds 65 to 142 us of CPU, gloo's own threads included (three measurements, by load and caches).
 
 With a limit missed the exit code is 1.
 """

@@ -82,6 +82,14 @@ def weights(run_dir: Path) -> dict[str, Any]:
     return {"checkpoint": path.name, **{name: tensor.numpy() for name, tensor in tensors.items()}}
 
 
+def timeless(run_dir: Path) -> list[dict[str, object]]:
+    """The rows of a run without the times that no two runs share."""
+    from distsam.runs.rows import read_rows
+
+    rows = read_rows(run_dir / "metrics.jsonl")
+    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
+
+
 def assert_same_weights(one: Path, other: Path, tolerance: float = 0.0) -> None:
     """Bit for bit where the tolerance is 0, else relative to each tensor's largest entry."""
     left, right = weights(one), weights(other)

@@ -20,6 +20,7 @@ from command_line import (
     on_two_ranks,
     run,
     small_config,
+    timeless,
     torchrun,
     weights,
 )
@@ -28,11 +29,6 @@ from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.rows import read_rows
 
 LONG = ["train.steps=100000", "train.log_every=100", "train.checkpoint_every=200"]
-
-
-def timeless(run_dir: Path) -> list[dict[str, object]]:
-    rows = read_rows(run_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 @pytest.mark.parametrize("extra", [[], ["train.batch_size=7"], ["optim.base=sgd", "optim.momentum=0.9"]])

@@ -17,22 +17,17 @@ from command_line import (
     on_two_ranks,
     run,
     small_config,
+    timeless,
     weights,
 )
 
 from distsam.runs.checkpoints import finished_checkpoints
-from distsam.runs.rows import read_rows
 
 SCHEDULED = [
     *("optim.method=sam", "optim.base=sgd", "optim.momentum=0.9", "optim.lr=0.02", "optim.schedule=cosine"),
     *("optim.warmup_steps=7", "optim.final_lr=0.001", "optim.rho_schedule=linear", "optim.final_rho=0.001"),
     *("optim.rho_warmup_steps=3", "optim.clip_norm=0.5", "train.accumulate=2"),
 ]
-
-
-def timeless(run_dir: Path) -> list[dict[str, object]]:
-    rows = read_rows(run_dir / "metrics.jsonl")
-    return [{key: value for key, value in row.items() if not key.startswith("time/")} for row in rows]
 
 
 def train_until_killed(config: Path, run_dir: Path, *overrides: str) -> None:

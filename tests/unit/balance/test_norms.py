@@ -2,11 +2,17 @@
 
 import pytest
 import torch
+from torch import Tensor
 
-from distsam.balance.norms import inner_products, squared_norms
+from distsam.balance import Meter
+from distsam.balance.norms import inner_products, norms
 
 CPU = torch.device("cpu")
-ALONE = torch.ones(1, dtype=torch.float64)
+
+
+def squared_norms(tensors: list[Tensor], is_exact: bool = False) -> Tensor:
+    """As the meter squares them: in float64."""
+    return norms(tensors, is_exact).double().square()
 
 
 @pytest.mark.parametrize("count", [0, 1, 4095, 4 * 4096 + 1, 1_000_003])
@@ -14,7 +20,7 @@ ALONE = torch.ones(1, dtype=torch.float64)
 def test_float32_norms_keep_their_accuracy_at_any_length(count: int, is_exact: bool, tolerance: float) -> None:
     x = torch.randn(count, generator=torch.Generator().manual_seed(count)) + 1
     expected = float(x.double().square().sum())
-    assert float(squared_norms([x], ALONE, is_exact)) == pytest.approx(expected, rel=tolerance)
+    assert float(squared_norms([x], is_exact)) == pytest.approx(expected, rel=tolerance)
 
 
 def test_mixed_dtypes_and_empty_tensors_share_one_list() -> None:
@@ -24,13 +30,11 @@ def test_mixed_dtypes_and_empty_tensors_share_one_list() -> None:
         torch.full((4,), 300.0, dtype=torch.float16),  # 300^2 does not fit in float16
         torch.full((2,), 1.0, dtype=torch.bfloat16),
     ]
-    assert squared_norms(tensors, torch.ones(4, dtype=torch.float64)).tolist() == pytest.approx(
-        [12.0, 0.0, 360000.0, 2.0], rel=2e-7
-    )
+    assert squared_norms(tensors).tolist() == pytest.approx([12.0, 0.0, 360000.0, 2.0], rel=2e-7)
 
 
-def test_no_tensors_have_no_norms() -> None:
-    assert squared_norms([], ALONE[:0]).shape == (0,)
+def test_no_cores_have_no_norms() -> None:
+    assert Meter([torch.nn.Parameter(torch.ones(2))], []).core_norms_sq().shape == (0,)
 
 
 def test_inner_products_of_half_tensors_do_not_overflow() -> None:
@@ -41,6 +45,4 @@ def test_inner_products_of_half_tensors_do_not_overflow() -> None:
 def test_long_and_short_tensors_keep_their_places() -> None:
     sizes = [3, 20_000, 5, 30_000, 7]
     tensors = [torch.full((n,), 2.0) for n in sizes]
-    assert squared_norms(tensors, torch.ones(5, dtype=torch.float64)).tolist() == pytest.approx(
-        [4.0 * n for n in sizes], rel=1e-4
-    )
+    assert squared_norms(tensors).tolist() == pytest.approx([4.0 * n for n in sizes], rel=1e-4)
