@@ -11,7 +11,6 @@ networks those calls, and not their arithmetic, are what a step costs beside its
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -22,7 +21,7 @@ from distsam.sharding.collectives import all_reduce_sum_, is_distributed
 from distsam.tensornet import CoreNetwork
 
 Gradients = Sequence[Tensor | None]
-Array = Tensor | np.ndarray
+Numbers = Tensor | list[float]
 Norms = Tensor | tuple[Tensor, ...]
 Probe = Callable[[list[Tensor | None]], Tensor | None]
 MakePieces = Callable[[Sequence[nn.Parameter], Sequence[bool]], Pieces]
@@ -32,32 +31,20 @@ class PassNumbers:
     """The vector of a pass, the same bits on every rank, read by name.
 
     Args:
-        values: float64, in the order above: a tensor on the device, or on CPU an array, because there a number costs
-            the host nothing and a tensor call is what costs. In a run of one process on CPU a list, in which norms
-            stand in place of their squares: a plain step needs no more.
-        num_squared: how many of such a list are to be squared.
+        values: float64, in the order above: a tensor on the device, or on CPU a list, because there a number costs the
+            host nothing and a tensor call is what costs.
     """
 
-    def __init__(
-        self, values: Array | list[float], num_squared: int, num_params: int, num_of_cores: int, has_loss: bool
-    ) -> None:
+    def __init__(self, values: Numbers, num_params: int, num_of_cores: int, has_loss: bool) -> None:
         self.num_params = num_params
-        self._given, self._num_squared = values, num_squared
+        self._given = values
         self._loss_at = num_params + num_of_cores
         self._has_loss = has_loss
 
     @cached_property
-    def _values(self) -> Array:
-        if not isinstance(self._given, list):
-            return self._given
-        array = np.array(self._given)
-        array[: self._num_squared] *= array[: self._num_squared]
-        return array
-
-    @cached_property
     def vector(self) -> Tensor:
         """Float64, in the order above, on the device."""
-        return torch.as_tensor(self._values)
+        return self._given if isinstance(self._given, Tensor) else torch.tensor(self._given, dtype=torch.float64)
 
     @property
     def is_on_cpu(self) -> bool:
@@ -67,12 +54,9 @@ class PassNumbers:
     @cached_property
     def on_host(self) -> tuple[float, float, float]:
         """Squared norm of all gradients, loss (0 if the caller did not say) and stops; of a pass on CPU."""
-        if isinstance(self._given, list):
-            values, total = self._given, sum([x * x for x in self._given[: self.num_params]])
-        else:
-            values = self._given.tolist()
-            total = sum(values[: self.num_params])
-        return total, values[self._loss_at], values[self._loss_at + 1]
+        values = self._given
+        assert isinstance(values, list)
+        return sum(values[: self.num_params]), values[self._loss_at], values[self._loss_at + 1]
 
     @property
     def on_device(self) -> Tensor:
@@ -116,19 +100,18 @@ class FirstPass(PassNumbers):
 
     def __init__(
         self,
-        values: Array | list[float],
-        num_squared: int,
+        values: Numbers,
         num_params: int,
         num_of_cores: int,
         has_loss: bool,
         position: Mapping[int, int],
     ) -> None:
-        super().__init__(values, num_squared, num_params, num_of_cores, has_loss)
+        super().__init__(values, num_params, num_of_cores, has_loss)
         self.position = position
 
-    def of_all_cores(self) -> tuple[Array, Array]:
-        """(N,) gamma_k and (N,) s_k, which must have been wanted: arrays of a pass on CPU, tensors elsewhere."""
-        return self._values[: len(self.position)], self._values[self.num_params : self._loss_at]
+    def of_all_cores(self) -> tuple[Numbers, Numbers]:
+        """N gamma_k and N s_k, the latter if wanted: lists of a pass on CPU, tensors elsewhere."""
+        return self._given[: len(self.position)], self._given[self.num_params : self._loss_at]
 
     @property
     def gamma(self) -> Tensor:
@@ -182,16 +165,14 @@ class Meter:
         self.position = {id(core): k for k, core in enumerate(self.cores)}
         self.pieces = make_pieces(self.params, [id(p) in moved for p in self.params])
         self.device = self.pieces.device
-        weights = [*map(float, self.pieces.owned), self.pieces.loss_weight, 1.0]
-        on_device = torch.tensor(weights, dtype=torch.float64, device=self.device)
-        self._owned, self._scalar_weights = on_device.split([len(self.params), 2])
-        self._owned_cores = self._owned[: self.num_cores]
-        self._weights: dict[tuple[int, int], Tensor] = {}
+        self._owned = [float(owns) for owns in self.pieces.owned]
+        self._weights: dict[tuple[int, int], list[float]] = {}
+        self._weights_on_device: dict[tuple[int, int], Tensor] = {}
         self._nothing = torch.zeros((), device=self.device)
         # Nothing to add to, and on CPU nothing to wait for.
         is_alone = self.pieces.is_alike or not is_distributed()
         self._sum = _as_it_is if is_alone else all_reduce_sum_
-        self._is_alone = self.device.type == "cpu" and is_alone and set(weights) == {1.0}
+        self._is_whole = is_alone and {*self._owned, self.pieces.loss_weight} == {1.0}
         self._flags = {flag: torch.full((), float(flag), device=self.device) for flag in (False, True)}
 
     def core_norms_sq(self) -> Tensor:
@@ -202,7 +183,8 @@ class Meter:
         if not self.cores:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            return self._sum(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
+            owned = torch.tensor(self._owned[: self.num_cores], dtype=torch.float64, device=self.device)
+            return self._sum(norms(self._core_weights(), is_exact=True).mul(owned).square_())
 
     def first_pass(
         self,
@@ -212,6 +194,8 @@ class Meter:
         probe: Probe | None = None,
     ) -> tuple[FirstPass, list[Tensor | None]]:
         """Measure the gradients that the first backward of a step left, and give back their local pieces.
+
+        Call it under no_grad, as `second_pass`: a context costs as much as a small tensor call, and a step needs one.
 
         Args:
             loss: this rank's loss, averaged over the data ranks; None if unknown, on every rank alike.
@@ -224,11 +208,11 @@ class Meter:
             `Pieces.gradients`; every rank calls it.
         """
         grads, scalars = self._finish_pass(loss, wants_stop)
-        probes = _probed(probe, grads)
+        probes = None if probe is None else probe(grads)
         core_norms = self._core_norms() if wants_norms and self.cores else None
         num, num_of_cores = len(grads), _length(core_norms)
         values = self._sum_over_ranks(grads, scalars, probes, core_norms, num + num_of_cores)
-        return FirstPass(values, num + num_of_cores, num, num_of_cores, loss is not None, self.position), grads
+        return FirstPass(values, num, num_of_cores, loss is not None, self.position), grads
 
     def second_pass(
         self,
@@ -247,11 +231,11 @@ class Meter:
         Collectives: as in `first_pass`.
         """
         grads, scalars = self._finish_pass(loss, False)
-        probes = _probed(probe, grads)
+        probes = None if probe is None else probe(grads)
         products = None if epsilon is None or not self.cores else self._products(*epsilon, grads)
         num = len(grads)
         values = self._sum_over_ranks(grads, scalars, probes, products, num)
-        return SecondPass(values, num, num, _length(products), loss is not None), grads
+        return SecondPass(values, num, _length(products), loss is not None), grads
 
     def _norms(self, grads: Gradients) -> Norms:
         try:
@@ -263,8 +247,7 @@ class Meter:
             raise
 
     def _core_norms(self) -> Norms:
-        with torch.no_grad():
-            return norm_parts(self._core_weights(), is_exact=True)
+        return norm_parts(self._core_weights(), is_exact=True)
 
     def _core_weights(self) -> list[Tensor]:
         return self.pieces.weights()[: self.num_cores]
@@ -282,31 +265,34 @@ class Meter:
         probes: Tensor | None,
         of_cores: Norms | None,
         num_squared: int,
-    ) -> Array | list[float]:
+    ) -> Numbers:
         """The values of a pass, see PassNumbers. The first `num_squared`, which are norms, are squared in float64."""
         parts = [self._norms(grads), () if of_cores is None else of_cores, scalars]
         if probes is not None:
             parts.append(probes)
+        key = (_length(of_cores), _length(probes))
         if self.device.type == "cpu":
             numbers = [number for part in parts for number in _numbers(part)]
-            if self._is_alone:
-                return numbers
-            values = np.array(numbers) * self._weights_of(_length(of_cores), _length(probes)).numpy()
-            values[:num_squared] *= values[:num_squared]
-            self._sum(torch.from_numpy(values))  # the same memory
+            if self._is_whole:
+                return [x * x for x in numbers[:num_squared]] + numbers[num_squared:]
+            own = [number * weight for number, weight in zip(numbers, self._weights_of(key), strict=True)]
+            own[:num_squared] = [x * x for x in own[:num_squared]]
+            values: list[float] = self._sum(torch.tensor(own, dtype=torch.float64)).tolist()
             return values
-        with torch.no_grad():
-            local = torch.cat([part if isinstance(part, Tensor) else torch.stack(part) for part in parts if len(part)])
-            vector = local.mul(self._weights_of(_length(of_cores), _length(probes)))
-            vector[:num_squared].square_()
-            return self._sum(vector)
+        local = torch.cat([part if isinstance(part, Tensor) else torch.stack(part) for part in parts if len(part)])
+        if key not in self._weights_on_device:
+            weights = torch.tensor(self._weights_of(key), dtype=torch.float64, device=self.device)
+            self._weights_on_device[key] = weights
+        vector = local.mul(self._weights_on_device[key])
+        vector[:num_squared].square_()
+        return self._sum(vector)
 
-    def _weights_of(self, num_of_cores: int, num_probes: int) -> Tensor:
-        """The factors of a rank's numbers before ranks are added up."""
-        key = (num_of_cores, num_probes)
+    def _weights_of(self, key: tuple[int, int]) -> list[float]:
+        """The factors of a rank's numbers before ranks are added up; of so many core norms and probes."""
         if key not in self._weights:
-            squares, scalars = self._owned, self._scalar_weights
-            self._weights[key] = torch.cat([squares, squares[:num_of_cores], scalars, scalars.new_ones(num_probes)])
+            num_of_cores, num_probes = key
+            scalars = [self.pieces.loss_weight, 1.0]
+            self._weights[key] = [*self._owned, *self._owned[:num_of_cores], *scalars, *[1.0] * num_probes]
         return self._weights[key]
 
     def _products(self, directions: Gradients, scales: float | Tensor, grads: Gradients) -> Tensor:
@@ -314,8 +300,7 @@ class Meter:
             (self._nothing, self._nothing) if e is None or g is None else (e, g)
             for e, g in zip(directions[: self.num_cores], grads, strict=False)
         ]
-        with torch.no_grad():
-            return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
+        return inner_products([e for e, _ in pairs], [g for _, g in pairs], self.device) * scales
 
     def _loss(self, loss: Tensor | float | None) -> Tensor:
         """() this rank's loss, on the device."""
@@ -336,13 +321,6 @@ def _length(vector: Tensor | tuple[Tensor, ...] | None) -> int:
 
 def _as_it_is(vector: Tensor) -> Tensor:
     return vector
-
-
-def _probed(probe: Probe | None, grads: list[Tensor | None]) -> Tensor | None:
-    if probe is None:
-        return None
-    with torch.no_grad():
-        return probe(grads)
 
 
 def _numbers(part: Norms) -> list[float]:

@@ -45,9 +45,8 @@ def norm_parts(tensors: list[Tensor], is_exact: bool = False) -> Tensor | tuple[
     return _by_size(tensors, dtype, is_cut)
 
 
-@torch.no_grad()
 def inner_products(left: Sequence[Tensor], right: Sequence[Tensor], device: torch.device) -> Tensor:
-    """(P,) float64 inner products <left_k, right_k>, accumulated in float64."""
+    """(P,) float64 inner products <left_k, right_k>, accumulated in float64. Call it under no_grad."""
     products = [
         (a * b if a.dtype == torch.float64 else a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)
     ]

@@ -140,7 +140,7 @@ class GradientAscent(Ascent):
         gamma = first.gamma
         if self.scope == "network":
             table = self._tables.get(first, (True,) * sum(len(n.cores) for n in self.networks))
-            folded = table.fold(gamma)
-            gamma = table.unfold(folded.sum(1, keepdim=True).expand_as(folded), gamma)
+            own = table.fold(first.of_all_cores()[0])
+            gamma = table.unfold(table.each(lambda _, total: total, own, table.row_sum(own)), gamma)
         rest = first.gamma_rest.expand(len(first.squares) - len(gamma))
         return torch.cat([gamma, rest])

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from distsam.balance import FirstPass
 from distsam.optim.rescale import Rescaling
-from distsam.optim.table import NetworkTable
+from distsam.optim.table import NetworkTable, Number, Rows
 from distsam.tensornet import CoreNetwork
 
 RULES = ("nbar", "obar")
@@ -29,13 +29,18 @@ class SignRule:
     def __init__(self, rule: str) -> None:
         self.rule = rule
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
-        """(M, K) relative change per learning rate."""
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Number | Rows, rate: Number | Rows) -> Rows:
+        """Relative change of each core per learning rate."""
         gamma, s = first.of_all_cores()
-        compared = table.fold(gamma) if self.rule == "nbar" else -table.fold(s)
-        away = compared - compared.sum(axis=1, keepdims=True) / table.num_counting
-        is_tied = abs(away) <= TIE * abs(compared)
-        return table.mask(table.xp.where(is_tied, 0.0, table.xp.sign(away)) * alpha)
+        is_nbar = self.rule == "nbar"
+        compared = table.fold(gamma if is_nbar else s)
+        up = 1.0 if is_nbar else -1.0
+
+        def signed(value: Any, mean: Any, strength: Any) -> Any:
+            away, tie = value - mean, TIE * abs(value)
+            return ((away > tie) * up - (away < -tie) * up) * strength
+
+        return table.each(signed, compared, table.row_mean(compared), alpha)
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """Nothing."""

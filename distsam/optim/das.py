@@ -1,20 +1,17 @@
 """DAS: what SAM does to the core norms, at the cost of one gradient.
 
 Legend: s_k = ||G_k||^2, g_k its gradient, gamma_k = ||g_k||^2, u = 1 / ||g||, eta learning rate, K cores of a network.
-All quantities are (M, K) float64: M networks, padded to the largest K. Padding and frozen cores do not count.
+All quantities are float64, in a NetworkTable. Frozen cores do not count.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from distsam.balance import FirstPass
 from distsam.optim.rescale import Rescaling
-from distsam.optim.table import NetworkTable
+from distsam.optim.table import NetworkTable, Number, Rows, Sums
 from distsam.tensornet import CoreNetwork
 
 NORMS = ("cores", "global", "network")
@@ -33,47 +30,33 @@ class DeviationRule:
     def __init__(self, norm: str, lambda_max: float) -> None:
         self.norm = norm
         self.lambda_max = lambda_max
-        # How often each network hit the bound: (M, 1) on the device, and in earlier parts of the run, of all together.
-        self._clipped: Any = None
-        self._clipped_before: Any = 0
+        # How often a network hit the bound: a tensor where that is counted on the device.
+        self._clipped: Tensor | int = 0
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
-        """(M, K) relative change per learning rate, bounded."""
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Number | Rows, rate: Number | Rows) -> Rows:
+        """Relative change of each core per learning rate, bounded."""
         gamma, s = map(table.fold, first.of_all_cores())
-        total = gamma.sum(axis=1, keepdims=True)
-        growth = (gamma - total / table.num_counting) / s
-        growth *= self._norm_sq(first, total) ** -0.5 * alpha
-        size = abs(growth * rate)
-        # Nearly always all is finite and within the bound; where the host need not wait to see that, it saves the rest.
-        if table.is_on_host and size.max() <= self.lambda_max:
-            return growth
+        mean, norm_sq = table.row_mean(gamma), self._norm_sq(first, table, gamma)
+        growth = table.each(lambda g, m, x, u, a: (g - m) / x * (u**-0.5 * a), gamma, mean, s, norm_sq, alpha)
         # A core that is 0, or all but: infinite, or 0 / 0 with it.
-        growth = table.mask(table.xp.where(table.xp.isfinite(growth), growth, 0.0))
-        return self._bounded(table.xp, growth, rate)
+        growth = table.finite(growth)
+        largest = table.row_max(table.each(lambda g, eta: g * eta, growth, rate), self.lambda_max)
+        self._clipped = self._clipped + table.num_above(largest, self.lambda_max)
+        return table.each(lambda g, size: g * (self.lambda_max / size), growth, largest)
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """`clipped`: how many times a network hit lambda_max."""
-        return {"clipped": torch.as_tensor(self._clipped_before + self._total())}
+        return {"clipped": self._clipped}
 
     def load_counts(self, counts: Mapping[str, int]) -> None:
         """Restore what `counts` gave."""
-        self._clipped, self._clipped_before = None, counts.get("clipped", 0)
+        self._clipped = counts.get("clipped", 0)
 
-    def _norm_sq(self, first: FirstPass, total: Any) -> Any:
+    def _norm_sq(self, first: FirstPass, table: NetworkTable, gamma: Rows) -> Number | Sums:
         if self.norm == "global":
-            return np.float64(first.on_host[0]) if first.is_on_cpu else first.grad_norm_sq
-        return total.sum() if self.norm == "cores" else total
-
-    def _bounded(self, xp: Any, growth: Any, rate: Any) -> Any:
-        largest = xp.amax(abs(growth * rate), 1, keepdims=True)
-        if self._clipped is None or self._clipped.shape != largest.shape:
-            self._clipped_before = self._clipped_before + self._total()
-            self._clipped = xp.zeros_like(largest, dtype=xp.int64)
-        self._clipped += largest > self.lambda_max
-        return growth * (self.lambda_max / largest).clip(max=1.0)
-
-    def _total(self) -> Any:
-        return 0 if self._clipped is None else self._clipped.sum()
+            return first.on_host[0] if first.is_on_cpu else first.grad_norm_sq
+        sums = table.row_sum(gamma)
+        return table.total(sums) if self.norm == "cores" else sums
 
 
 class DAS(Rescaling):

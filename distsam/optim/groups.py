@@ -72,6 +72,8 @@ def core_rates(param_groups: Sequence[Mapping[str, Any]], cores: Sequence[nn.Par
 def shared_rate(param_groups: Sequence[Mapping[str, Any]]) -> float | None:
     """The learning rate of all groups, if they have one that the host knows."""
     rates = [group["lr"] for group in param_groups]
+    if len(rates) == 1 and isinstance(rates[0], float):
+        return rates[0]
     if any(isinstance(rate, Tensor) and rate.device.type != "cpu" for rate in rates):
         return None
     return float(rates[0]) if all(rate == rates[0] for rate in rates) else None

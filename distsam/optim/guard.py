@@ -125,7 +125,7 @@ class StepGuard:
     def first_pass(
         self, loss: Tensor | float | None, probe: Probe | None = None
     ) -> tuple[FirstPass, list[Tensor | None]]:
-        """Measure the pass at the current weights. Collectives: one, as in Meter.first_pass.
+        """Measure the pass at the current weights, under no_grad. Collectives: one, as in Meter.first_pass.
 
         Raises:
             RuntimeError: another optimizer wraps this one, and its step is the one to take.
@@ -142,7 +142,7 @@ class StepGuard:
     def second_pass(
         self, loss: Tensor | float | None, epsilon: tuple[Gradients, float | Tensor], probe: Probe | None = None
     ) -> tuple[SecondPass, list[Tensor | None]]:
-        """Measure the pass at the perturbed weights. Collectives: one, as in Meter.second_pass."""
+        """Measure the pass at the perturbed weights, under no_grad. Collectives: one, as in Meter.second_pass."""
         return self.meter.second_pass(loss, epsilon if self.is_due else None, probe)
 
     def accepts(self, first: FirstPass, second: SecondPass | None = None) -> bool:
@@ -162,9 +162,10 @@ class StepGuard:
             self.num_in_a_row += 1
         return self._accepted
 
-    @torch.no_grad()
     def clip(self, grads: Sequence[Tensor | None], norm_sq: Tensor) -> None:
         """Scale the gradients down in place to `clip_norm`, by the formula of torch.nn.utils.clip_grad_norm_.
+
+        Call it under no_grad.
 
         Args:
             grads: what the base optimizer is about to get.

@@ -1,5 +1,6 @@
 """Weights moved by scaled directions and brought back bit for bit, from one copy of the local shards."""
 
+import math
 from collections.abc import Iterator, Sequence
 from itertools import compress
 
@@ -12,6 +13,7 @@ from distsam.sharding import Pieces
 # accelerator, where a scaled direction needs room of its own, it bounds that room.
 CHUNK = 2**17
 DEVICE_CHUNK = 2**24
+LARGEST = torch.finfo(torch.float32).max
 
 
 class Perturbation:
@@ -75,6 +77,8 @@ class Perturbation:
             torch._foreach_add_(weights[chunk], moves)
 
     def _move_by_number(self, weights: list[Tensor], steps: list[Tensor], scales: float | list[float]) -> None:
+        if any(dtype != torch.float64 for dtype in self._dtypes):
+            scales = _in_single(scales) if isinstance(scales, float) else [_in_single(scale) for scale in scales]
         for chunk in self._chunks:
             torch._foreach_copy_(self._saved[chunk], weights[chunk])
             if isinstance(scales, float):
@@ -82,6 +86,11 @@ class Perturbation:
             else:
                 for weight, step, scale in zip(weights[chunk], steps[chunk], scales[chunk], strict=True):
                     weight.add_(step, alpha=scale)
+
+
+def _in_single(scale: float) -> float:
+    """Infinite where float32 has no such number: torch would raise, and so the step is seen not to be finite."""
+    return scale if abs(scale) <= LARGEST else math.copysign(math.inf, scale)
 
 
 def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[slice]:

@@ -2,6 +2,7 @@
 
 from types import TracebackType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -41,29 +42,47 @@ class KeptBuffers:
 
     def __init__(self, model: nn.Module | None) -> None:
         self._model = model
-        self._kept: dict[int, tuple[nn.Module, list[tuple[str, Tensor, Tensor]]]] = {}
+        self._visited: dict[int, nn.Module] = {}
+        # The copies stay from step to step: to allocate them anew costs more than to fill them.
+        self._kept: WeakKeyDictionary[nn.Module, list[tuple[str, Tensor, Tensor]]] = WeakKeyDictionary()
         self._hook: Any = None
 
+    def __reduce__(self) -> tuple[type["KeptBuffers"], tuple[nn.Module | None]]:
+        # Between two steps there is nothing to undo, and a copy has modules of its own.
+        return KeptBuffers, (self._model,)
+
     def __enter__(self) -> None:
-        self._kept = {}
         if self._model is not None:
             for module in self._model.modules():
-                self._keep(module)
-        self._hook = register_module_forward_pre_hook(lambda module, _: self._keep(module))
+                self._keep(module, None)
+        self._hook = register_module_forward_pre_hook(self._keep)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._hook.remove()
-        for module, buffers in self._kept.values():
-            for name, buffer, value in buffers:
+        for module in self._visited.values():
+            for name, buffer, value in self._kept[module]:
                 module._buffers[name] = buffer  # where forward has put another in its place
                 # By `data`: a graph that saved the buffer would otherwise take this for a change.
                 buffer.data.copy_(value)
-        self._kept = {}
+        self._visited.clear()
 
-    def _keep(self, module: nn.Module) -> None:
-        if module._buffers and id(module) not in self._kept:
-            # Inference tensors cannot be changed by a pass.
-            there = [(n, b) for n, b in module._buffers.items() if b is not None and not b.is_inference()]
-            self._kept[id(module)] = (module, [(name, buffer, buffer.data.clone()) for name, buffer in there])
+    def _keep(self, module: nn.Module, _: Any) -> None:
+        """Copy the buffers of a module that is about to run for the first time in this pass."""
+        if not module._buffers or id(module) in self._visited:
+            return
+        rooms = {name: room for name, _, room in self._kept.get(module, ())}
+        self._kept[module] = [
+            (name, buffer, _copied(buffer.data, rooms.get(name)))
+            for name, buffer in module._buffers.items()
+            if buffer is not None and not buffer.is_inference()  # which a pass cannot change
+        ]
+        self._visited[id(module)] = module
+
+
+def _copied(values: Tensor, room: Tensor | None) -> Tensor:
+    """A copy of `values`, in `room` where it fits."""
+    if room is None or (room.shape, room.dtype, room.device) != (values.shape, values.dtype, values.device):
+        return values.clone()
+    return room.copy_(values)

@@ -1,20 +1,19 @@
 """Core norms balanced explicitly: every core times a factor of its own, before the base step.
 
-Legend: eta learning rate, alpha strength, M networks of at most K cores, n cores together.
+Legend: eta learning rate, alpha strength.
 """
 
 from collections.abc import Iterable, Mapping
 from itertools import compress
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from distsam.balance import FirstPass
 from distsam.optim.groups import core_rates, shared_rate
-from distsam.optim.table import NetworkTable, TableCache
+from distsam.optim.table import NetworkTable, Number, Rows, TableCache
 from distsam.optim.wrapper import OnePass, descend
 from distsam.sharding import Pieces
 from distsam.tensornet import CoreNetwork
@@ -29,13 +28,13 @@ class Rescale(Protocol):
 
     name: str
 
-    def growth(self, first: FirstPass, table: NetworkTable, alpha: Any, rate: Any) -> Any:
-        """(M, K) float64, of `table.xp`: relative change of each core per learning rate, 0 for one that does not count.
+    def growth(self, first: FirstPass, table: NetworkTable, alpha: Number | Rows, rate: Number | Rows) -> Rows:
+        """Relative change of each core per learning rate, float64.
 
         Args:
             first: the norms of all measured cores; `table.fold` picks those of the networks.
-            table: networks and cores, and which count.
-            alpha, rate: strength and learning rate, one number or (M, K).
+            table: networks and cores, and what formulas are made of.
+            alpha, rate: strength and learning rate, one number, or one for each core.
         """
         ...
 
@@ -79,7 +78,7 @@ class Rescaling(OnePass):
         self.rescale = rescale
         self._alpha = self.add_key("alpha", alpha)
         self._cores = [core for n in self._networks for core in n.cores]
-        self._tables = TableCache(self._networks, on_host=True)
+        self._tables = TableCache(self._networks)
         self._is_member: list[bool] = []
         self._num_params = 0
         self._last: tuple[NetworkTable, Any, FirstPass] | None = None
@@ -105,7 +104,6 @@ class Rescaling(OnePass):
         """Restore what the rule counted."""
         self.rescale.load_counts({name.split("/")[1]: count for name, count in counters.items()})
 
-    @torch.no_grad()
     def apply(self, first: FirstPass, pieces: Pieces) -> None:
         """Rescale the cores by what the first pass measured, then the base's step."""
         is_moved = tuple(
@@ -115,11 +113,9 @@ class Rescaling(OnePass):
         if any(is_moved):
             table = self._tables.get(first, is_moved)
             rate = self._learning_rate(table, is_moved)
-            # A core or a gradient of zeros divides by 0, which a rule gives its meaning; a tensor does so silently.
-            with np.errstate(all="ignore"):
-                growth = self.rescale.growth(first, table, self._strength(table), rate)
+            growth = self.rescale.growth(first, table, self._strength(table), rate)
             self._last = table, growth, first
-            self._scale(pieces, table, growth * rate + 1)
+            self._scale(pieces, table, table.each(lambda g, eta: g * eta, growth, rate))
         descend(self.base, first, pieces)
 
     def _are_in_groups(self) -> list[bool]:
@@ -131,7 +127,7 @@ class Rescaling(OnePass):
         return self._is_member
 
     def _learning_rate(self, table: NetworkTable, is_moved: tuple[bool, ...]) -> Any:
-        """One number where all cores that move share it and the host knows it, else (M, K)."""
+        """One number where all cores that move share it and the host knows it, else one for each."""
         rate = shared_rate(self.param_groups)
         if rate is not None:
             return rate
@@ -144,10 +140,7 @@ class Rescaling(OnePass):
         alpha = self._alpha.per_parameter(self.param_groups, self._cores)
         return table.spread(torch.tensor(alpha, dtype=torch.float64)) if isinstance(alpha, list) else alpha
 
-    def _scale(self, pieces: Pieces, table: NetworkTable, factors_MK: Any) -> None:
+    def _scale(self, pieces: Pieces, table: NetworkTable, changes: Rows) -> None:
         weights = pieces.weights()
-        cores = [weights[place] for place in table.places]
-        factors = table.members_of(factors_MK)
-        # Where the host has them, numbers are cheaper than tensors of one number.
-        torch._foreach_mul_(cores, list(factors.unbind()) if isinstance(factors, Tensor) else factors.tolist())
+        torch._foreach_mul_([weights[place] for place in table.places], table.factors(changes))
         pieces.publish()

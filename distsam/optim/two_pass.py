@@ -148,8 +148,8 @@ class TwoPass(Wrapper):
         if self._perturbation.is_inside:
             raise RuntimeError("the weights are perturbed already: inside sam.perturbed() run the second pass only")
         self._pending = None
-        sweep = self._measure_first(loss)
         with torch.no_grad():
+            sweep = self._measure_first(loss)
             scales, directions = self.ascent.epsilon(sweep)
             scales = _finite(scales)
             sweep.pieces.clear()
@@ -180,9 +180,10 @@ class TwoPass(Wrapper):
 
     def _finish_first(self, loss: Tensor | float | None) -> None:
         """A step without a second pass: measure, decide, step."""
-        sweep = self._measure_first(loss)
-        if self.guard.accepts(sweep.first):
-            self._descend(sweep, sweep.grads)
+        with torch.no_grad():
+            sweep = self._measure_first(loss)
+            if self.guard.accepts(sweep.first):
+                self._descend(sweep, sweep.grads)
         self.guard.finish(sweep.first, is_combined=self._is_combined)
 
     def _finish_second(self, second_loss: Tensor | float | None) -> None:
@@ -201,20 +202,20 @@ class TwoPass(Wrapper):
             sweep.perturbed_grads = found
             return self.ascent.second_probes(sweep)
 
-        sweep.second, grads = guard.second_pass(
-            second_loss, (directions, core_scales), probe if self._has_second_probes else None
-        )
-        sweep.perturbed_grads = grads
-        if guard.accepts(first, sweep.second):
-            self._descend(sweep, grads)
+        with torch.no_grad():
+            sweep.second, grads = guard.second_pass(
+                second_loss, (directions, core_scales), probe if self._has_second_probes else None
+            )
+            sweep.perturbed_grads = grads
+            if guard.accepts(first, sweep.second):
+                self._descend(sweep, grads)
         # The law of the first order is that of a perturbation along the gradient.
         is_along_gradient = directions is sweep.grads and guard.is_due
         radius = torch.zeros_like(first.gamma) + core_scales if is_along_gradient else None
         guard.finish(first, sweep.second, radius, self._is_combined)
 
     def _descend(self, sweep: Sweep, grads: list[Tensor | None]) -> None:
-        with torch.no_grad():
-            norm_sq = self.ascent.combine(sweep)
+        norm_sq = self.ascent.combine(sweep)
         self._is_combined = norm_sq is not None
         if self.guard.clip_norm is not None:
             self.guard.clip(grads, (sweep.second or sweep.first).grad_norm_sq if norm_sq is None else norm_sq)

@@ -66,7 +66,7 @@ class Wrapper(Optimizer):
     def apply(self, first: FirstPass, pieces: Pieces) -> None:
         """Move the weights once, by the gradients in place and what the first pass measured.
 
-        Every rank calls it, or none: the guard has seen that the step is finite everywhere.
+        Every rank calls it, or none: the guard has seen that the step is finite everywhere. Call it under no_grad.
         """
 
     @property
@@ -254,11 +254,12 @@ class OnePass(Wrapper):
         """
         loss = None if closure is None else self.evaluate(closure)
         guard = self.guard
-        first, grads = guard.first_pass(loss)
-        if guard.accepts(first):
-            if guard.clip_norm is not None:
-                guard.clip(grads, first.grad_norm_sq)
-            self.apply(first, guard.meter.pieces)
+        with torch.no_grad():
+            first, grads = guard.first_pass(loss)
+            if guard.accepts(first):
+                if guard.clip_norm is not None:
+                    guard.clip(grads, first.grad_norm_sq)
+                self.apply(first, guard.meter.pieces)
         guard.finish(first)
         return loss
 

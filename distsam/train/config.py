@@ -178,12 +178,21 @@ def _check_task(raw: Mapping[str, Any], forms: Mapping[str, SectionForm]) -> Non
     for word, part in parts.TASKS.parts.items():
         for form in part.sections:
             if raw.get(form.name) and form.name not in forms:
-                raise InputError(f"{form.name}: is not used by task.kind={kind}; it is for {word}; leave it out")
+                raise InputError(f"{_first_of(form.name, raw[form.name])} {_unused(kind, word)}")
         for section, keys in part.adds.items():
             given = raw[section] if isinstance(raw.get(section), Mapping) else {}
             for key in keys.model_fields:
                 if key in given and key not in forms[section].key_names():
-                    raise InputError(
-                        f"{section}.{key}: is not used by task.kind={kind}; it is for {word}; a task of your own takes "
-                        "what it needs from task.arguments"
-                    )
+                    raise InputError(f"{_first_of(section, {key: given[key]})} {_unused(kind, word)}")
+
+
+def _first_of(section: str, content: Any) -> str:
+    """The first key of a section and its value, or the section where it has no keys."""
+    if not isinstance(content, Mapping):
+        return f"{section}: {content!r}"
+    key, value = next(iter(content.items()))
+    return f"{section}.{key}: {value!r}"
+
+
+def _unused(kind: str, word: str) -> str:
+    return f"is not used by task.kind={kind}, but by {word}; a task of your own takes what it needs from task.arguments"

@@ -46,7 +46,8 @@ def _is_union(annotation: Any) -> bool:
 
 def _explain(key: str, fault: Any, same_key: list[Any], raw: Mapping[str, Any], forms: Forms) -> str:
     if fault["type"] == "extra_forbidden":
-        return f"{key}: unknown key; {_suggestion(key, forms)}"
+        hint = _suggestion(key, forms)
+        return f"{key}: unknown {'key' if '.' in key + hint else 'section'}; {hint}"
     if fault["type"] == "missing":
         return f"{key}: is missing; {_needed_by(key, raw, forms)}{_description(key, forms)}"
     if _lacks_space(fault):
@@ -75,13 +76,13 @@ def _suggestion(key: str, forms: Forms) -> str:
     section, _, name = key.partition(".")
     siblings = [other for other in known if other.startswith(f"{section}.")]
     by_name = {other.rpartition(".")[2]: other for other in reversed(known)}
+    beside = {other.rpartition(".")[2]: other for other in siblings}
     same_name = [by_name[name or section]] if (name or section) in by_name else []
     matches = (
         same_name
-        or get_close_matches(key, siblings, n=1, cutoff=0.75)
+        or [beside[m] for m in get_close_matches(name, beside, n=1)]
         or [by_name[m] for m in get_close_matches(name or section, by_name, n=1)]
-        or get_close_matches(key, siblings, n=1)
-        or get_close_matches(section, list(forms), n=1)
+        or ([] if siblings else get_close_matches(section, list(forms), n=1))
     )
     if matches:
         return f"did you mean {matches[0]}?"

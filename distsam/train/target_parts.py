@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from distsam.errors import ArgumentError
 from distsam.train.seams import Field, Section
 
 
@@ -10,6 +11,12 @@ class TargetKeys(Section):
 
     target: str = Field(description="package.module:factory, a function that makes the task.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
+
+    def check(self) -> None:
+        """ArgumentError where YAML has read {a:2} as the key 'a:2' without a value."""
+        for name, value in self.arguments.items():
+            if value is None and ":" in name:
+                raise ArgumentError("arguments", f"{name!r} needs a space after the colon, as in {{a: 2}}")
 
 
 def build_task(config: Any, context: Any) -> Any:

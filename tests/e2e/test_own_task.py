@@ -132,7 +132,7 @@ def test_every_network_has_its_own_core_names_in_summary_rows_and_curves(
         ("task.target=three:nothing", "task.target: three:nothing made a object"),
         ("task.arguments={width: 3}", "task.arguments: "),
         ("train.accumulate=3", "accumulate: 3 pieces of a batch of 2"),
-        ("data.source=il2", "data: is not used by task.kind=target; it is for completion"),
+        ("data.source=il2", "data.source: 'il2' is not used by task.kind=target, but by completion"),
     ],
 )
 def test_a_task_that_cannot_be_used_is_one_line(three: Path, override: str, says: str) -> None:

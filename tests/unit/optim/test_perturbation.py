@@ -104,3 +104,20 @@ def test_weights_come_back_bit_for_bit_in_another_precision_than_the_last_time()
         with sam.perturbed():
             assert not torch.equal(model.weight, before[0])
         assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
+
+
+def test_a_radius_beyond_float32_skips_the_step_and_keeps_the_weights() -> None:
+    """It ended in torch's "value cannot be converted to type float without overflow"."""
+    params = parameters((3, 2), (4,))
+    before = [p.detach().clone() for p in params]
+    sam = distsam.SAM(torch.optim.SGD(params, lr=0.1), rho=1e200)
+
+    def closure() -> Tensor:
+        sam.zero_grad()
+        loss = torch.stack([p.square().sum() for p in params]).sum()
+        loss.backward()
+        return loss
+
+    sam.step(closure)
+    assert sam.num_skipped == 1
+    assert all(torch.equal(p, w) for p, w in zip(params, before, strict=True))

@@ -123,3 +123,20 @@ def test_no_hook_is_left_behind_and_statistics_come_back_when_the_second_pass_ra
         second_pass()
     assert int(model[1].num_batches_tracked) == 1
     assert not torch.nn.modules.module._global_forward_pre_hooks
+
+
+def test_statistics_are_kept_in_a_later_step_of_another_dtype() -> None:
+    """The room of the copies stays from step to step; it must not be taken where it does not fit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6))
+    sam = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), rho=0.5)
+    x = torch.randn(16, 6)
+    sam.step(closure_of(model, sam, x))
+    model.double()
+    clean = nn.BatchNorm1d(6).double()
+    clean.load_state_dict(model[1].state_dict())
+    for _ in range(2):
+        clean(model[0](x.double()))
+    sam.step(closure_of(model, sam, x.double()))
+    assert torch.equal(model[1].running_mean, clean.running_mean)
+    assert model[1].num_batches_tracked == clean.num_batches_tracked == 4

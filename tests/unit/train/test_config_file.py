@@ -53,7 +53,7 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
     ("override", "message"),
     [
         ("optim.rh=1", "optim.rh: unknown key; did you mean optim.rho?"),
-        ("optm.rho=1", "optm: unknown key; did you mean optim?"),
+        ("optm.rho=1", "optm: unknown section; did you mean optim?"),
         ("optim.steps=3", "optim.steps: unknown key; did you mean train.steps?"),
         ("lr=3", "lr: unknown key; did you mean optim.lr?"),
         ("optim.rho=-1", "optim.rho: -1 is not valid; must be >= 0"),
@@ -105,7 +105,12 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("optim.clip_norm=0", "optim.clip_norm: 0 is not valid; must be > 0"),
         ("optim.clip_norm=-1", "optim.clip_norm: -1 is not valid; must be > 0"),
         ("train.accumulate=0", "train.accumulate: 0 is not valid; must be >= 1"),
-        ("task.target=m:f", "data: is not used by task.kind=target; it is for completion; leave it out"),
+        (
+            "task.target=m:f",
+            "data.source: 'covid19_serology' is not used by task.kind=target, but by completion; a task",
+        ),
+        ("optm.lr.x=1", "optm: unknown section; did you mean optim?"),
+        ("optim.zzz=1", "optim.zzz: unknown key; known here: optim.method, "),
         ("task.kind=compleion", "task.kind: 'compleion' is not valid; must be one of completion, target"),
         ("sharding.replicas=2", "sharding.replicas: 2 is not used by sharding.plan=replicate; it is for fsdp"),
     ],
@@ -217,6 +222,14 @@ def test_keys_of_parts_are_checked_with_them(path: Path, overrides: list[str], m
         load_config(path, overrides)
 
 
+def test_a_missing_space_in_the_arguments_is_named(tmp_path: Path) -> None:
+    """YAML reads {width:3} as the key 'width:3' with no value."""
+    file = tmp_path / "own.yaml"
+    file.write_text("task: {target: 'mine:make', arguments: {width:3}}\ntrain: {steps: 2}\n")
+    with pytest.raises(InputError, match=r"task.arguments: 'width:3' needs a space after the colon"):
+        load_config(file)
+
+
 def test_a_target_needs_neither_data_nor_network(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("task: {target: 'mine:make', arguments: {width: 3}}\ntrain: {steps: 2}\n")
@@ -224,6 +237,6 @@ def test_a_target_needs_neither_data_nor_network(tmp_path: Path) -> None:
     assert (config.task.kind, config.task.target, config.task.arguments) == ("target", "mine:make", {"width": 3})
     assert not hasattr(config, "data")
     with pytest.raises(
-        InputError, match=r"train.batch_size: is not used by task.kind=target; it is for completion; a task of your own"
+        InputError, match=r"train.batch_size: .* is not used by task.kind=target, but by completion; a task of your own"
     ):
         load_config(file, ["train.batch_size=3"])
