@@ -13,6 +13,7 @@ from distsam.balance import BalanceCoordinator, FirstPass
 from distsam.balance.meter import MakePieces
 from distsam.optim.groups import GroupKey, own_keys
 from distsam.optim.guard import StepGuard
+from distsam.optim.piecewise import step_base
 from distsam.sharding import Pieces
 from distsam.tensornet import CoreNetwork
 
@@ -280,7 +281,7 @@ def descend(base: Optimizer, first: FirstPass, pieces: Pieces) -> None:
     if isinstance(base, Wrapper):
         base.apply(first, pieces)
     else:
-        base.step()
+        step_base(base)
 
 
 def _check_groups(param_groups: Iterable[dict[str, Any]]) -> None:

@@ -3,7 +3,15 @@
 from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import shard
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
-from distsam.sharding.ownership import LocalPieces, PausedPieces, Pieces, local_tensor, pausable
+from distsam.sharding.ownership import (
+    LocalPieces,
+    PausedPieces,
+    Pieces,
+    is_sharded,
+    local_tensor,
+    pausable,
+    placed_like,
+)
 from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import PLANS, Fsdp, Replicate, plan_named
 from distsam.sharding.world import World, close_world, open_world
@@ -22,11 +30,13 @@ __all__ = [
     "World",
     "accumulating",
     "close_world",
+    "is_sharded",
     "local_tensor",
     "loss_weight_of",
     "make_layout",
     "open_world",
     "pausable",
+    "placed_like",
     "plan_named",
     "shard",
 ]

@@ -22,6 +22,19 @@ def local_tensor(tensor: Tensor) -> Tensor:
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """True for a DTensor, whatever its placements."""
+    return isinstance(tensor, DTensor)
+
+
+def placed_like(param: nn.Parameter, local: Tensor) -> Tensor:
+    """The DTensor, of the shape and placements of the DTensor `param`, whose piece on this rank is `local`."""
+    assert isinstance(param, DTensor)
+    return DTensor.from_local(
+        local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    )
+
+
 class Pieces(Protocol):
     """This rank's share of the parameters, as an optimizer reads and changes it, however they are placed.
 
