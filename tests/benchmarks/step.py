@@ -260,7 +260,7 @@ def main() -> None:
     parser.add_argument("--world", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--plans", nargs="+", default=["replicate", "fsdp"], choices=("replicate", "fsdp"))
     parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=3, help="so often each place is started (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="so often each place is started (%(default)s)")
     for method, limit in LIMITS.items():
         parser.add_argument(f"--{method}", type=float, default=limit, help="the limit of its ratio (%(default)s)")
     options = parser.parse_args()
