@@ -4,9 +4,12 @@ Only plain torch operations run here (mul, sum, mm, bmm), in an order that this 
 neither on torch's own use of opt_einsum nor on the hash seed of the process.
 """
 
-from collections.abc import Iterable, Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush
 from itertools import accumulate
 from math import prod
 
@@ -15,6 +18,10 @@ from opt_einsum import paths
 from torch import Tensor
 
 Indices = tuple[str, ...]
+
+# Up to so many operands the search finds the best order or one close to it; up to so many it takes no seconds.
+MAX_OPTIMAL = 12
+MAX_SEARCHED = 64
 
 
 @dataclass(frozen=True)
@@ -72,28 +79,88 @@ class ContractionPlan:
 def plan_contraction(
     operands: tuple[Indices, ...], output: Indices, sizes: tuple[tuple[str, int], ...]
 ) -> ContractionPlan:
-    """The cheapest pairwise order (optimal to 4 operands, near to it above), with its cost."""
+    """The cheapest pairwise order (optimal to 4 operands, near to it above, along the chain of many), with its cost."""
     size = dict(sizes)
-    remaining, pairs = list(operands), []
-    for first, second in _find_path(operands, output, size):
+    plans = [_plan_along(path, operands, output, size) for path in _find_paths(operands, output, size)]
+    return min(plans, key=lambda plan: plan.multiply_adds)
+
+
+def contiguous(operands: Sequence[Indices]) -> list[int]:
+    """An order in which each operand shares an index with those before it, wherever one does; the lowest number first,
+    so that neighbours stay."""
+    carriers: dict[str, list[int]] = {}
+    for k, operand in enumerate(operands):
+        for index in operand:
+            carriers.setdefault(index, []).append(k)
+    order: dict[int, None] = {}
+    for start in range(len(operands)):
+        waiting = [start]
+        while waiting:
+            k = heappop(waiting)
+            if k in order:
+                continue
+            order[k] = None
+            # An index is looked up once: that of a batch is in every operand.
+            for j in {j for index in operands[k] for j in carriers.pop(index, ())}.difference(order):
+                heappush(waiting, j)
+    return list(order)
+
+
+def _plan_along(
+    path: Sequence[tuple[int, int]], operands: tuple[Indices, ...], output: Indices, size: dict[str, int]
+) -> ContractionPlan:
+    remaining, pairs = list(operands), list[Pair]()
+    uses = Counter(index for operand in (*operands, output) for index in operand)
+    for first, second in path:
         b, a = remaining.pop(second), remaining.pop(first)
-        pairs.append(_plan_pair((first, second), a, b, set(output).union(*remaining), output))
+        uses.subtract((*a, *b))
+        pairs.append(_plan_pair((first, second), a, b, {i for i in (*a, *b) if uses[i] > 0}, output))
         remaining.append(pairs[-1].result)
+        uses.update(pairs[-1].result)
     multiply_adds = sum(prod(size[i] for i in {*pair.a, *pair.b}) for pair in pairs)
     intermediates = tuple(prod(size[i] for i in pair.result) for pair in pairs)
     return ContractionPlan(operands, output, tuple(pairs), multiply_adds, intermediates)
 
 
-def _find_path(operands: Sequence[Indices], output: Indices, size: dict[str, int]) -> list[tuple[int, int]]:
+def _find_paths(
+    operands: Sequence[Indices], output: Indices, size: dict[str, int]
+) -> Iterator[Sequence[tuple[int, int]]]:
+    """Of many operands the path along the chain, and of so many that a search would take seconds that one alone."""
+    if len(operands) > MAX_OPTIMAL:
+        yield _path_along(contiguous(operands))
+    if len(operands) <= MAX_SEARCHED:
+        yield _searched_path(operands, output, size)
+
+
+def _path_along(order: Sequence[int]) -> list[tuple[int, int]]:
+    """Operand by operand onto the result, which is the last of those that remain."""
+    left = list(range(len(order)))
+    first = sorted((left.index(order[0]), left.index(order[1])))
+    path = [(first[0], first[1])]
+    for k in sorted(first, reverse=True):
+        del left[k]
+    for k in order[2:]:
+        place = bisect_left(left, k)
+        path.append((place, len(left)))
+        del left[place]
+    return path
+
+
+def _searched_path(operands: Sequence[Indices], output: Indices, size: dict[str, int]) -> list[tuple[int, int]]:
     if len(operands) == 1:
         return []
-    # Numbers in place of names: sets of strings iterate in an order that changes from process to process.
+    # Numbers in place of names: sets of strings iterate in an order that changes from process to process. And groups of
+    # cores that differ only in names have one path, which is searched once.
     number = {index: n for n, index in enumerate(dict.fromkeys(i for operand in operands for i in operand))}
-    path = paths.auto(
-        [frozenset(number[i] for i in operand) for operand in operands],
-        frozenset(number[i] for i in output),
-        {number[i]: size[i] for i in number},
-    )
+    numbered = tuple(tuple(number[i] for i in operand) for operand in operands)
+    return _path_of_numbers(numbered, tuple(number[i] for i in output), tuple(size[i] for i in number))
+
+
+@lru_cache(maxsize=4096)
+def _path_of_numbers(
+    operands: tuple[tuple[int, ...], ...], output: tuple[int, ...], sizes: tuple[int, ...]
+) -> list[tuple[int, int]]:
+    path = paths.auto([*map(frozenset, operands)], frozenset(output), dict(enumerate(sizes)))
     return [(min(positions), max(positions)) for positions in path]
 
 

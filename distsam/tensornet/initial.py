@@ -69,9 +69,12 @@ def log_tensor_norm(spec: NetworkSpec, cores: Sequence[Tensor]) -> float:
     # Each scaled so that ||T|| is about 1: of norm 1 alone, a thousand of them would leave float64.
     log_scale = _log_expected_norm(spec) / spec.num_cores
     units = [core.double() / (norm * exp(log_scale)) for core, norm in zip(cores, norms, strict=True)]
-    second_copy = tuple(tuple(i + "'" if i in spec.bonds else i for i in core) for core in spec.cores)
+    bonds = set(spec.bonds)
+    second_copy = [tuple(i + "'" if i in bonds else i for i in core) for core in spec.cores]
+    # Each core beside its copy: along the chain no more than a bond of each is open.
+    operands = tuple(core for pair in zip(spec.cores, second_copy, strict=True) for core in pair)
     sizes = spec.sizes + tuple((bond + "'", spec.size(bond)) for bond in spec.bonds)
-    norm_sq = float(contract(plan_contraction(spec.cores + second_copy, (), sizes), units + units))
+    norm_sq = float(contract(plan_contraction(operands, (), sizes), [unit for unit in units for _ in range(2)]))
     log_units = 0.5 * log(norm_sq) if 0 < norm_sq < inf else -inf
     return log_units + spec.num_cores * log_scale + sum(log(norm) for norm in norms)
 

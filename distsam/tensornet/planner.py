@@ -12,14 +12,18 @@ from functools import lru_cache
 from itertools import combinations
 from math import prod
 
-from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
+from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
 from distsam.tensornet.cost import LARGE_ELEMENTS, Work, cost_ns
 from distsam.tensornet.spec import NetworkSpec
 
 # The index of the batch in contractions; no index of a spec can be called so.
 BATCH = "*"
-# All cuts are tried up to this many cores (52 of them); above it, groups are joined greedily.
+# All cuts are tried up to this many cores (52 of them); above it, groups are joined greedily, and of still more cores
+# neighbours are packed together: the greedy search looks at as many cuts as there are pairs of groups, again and again.
 MAX_CORES_EXHAUSTIVE = 5
+MAX_CORES_GREEDY = 12
+# Rows of a table of packed neighbours. The cuts are few, because each is planned in a time that grows with the cores.
+PACKED_ROWS = (1, 2**4, 2**7, 2**10, 2**13, 2**16)
 
 # A joined block of gathered numbers: 2 MiB in float32, so that it is still in a core's cache when it is used.
 BLOCK_ELEMENTS = 2**19
@@ -81,6 +85,9 @@ def _cheapest(spec: NetworkSpec, batch_size: int) -> EntryPlan:
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
         cuts = connected_cuts(spec)
         return min((plan_cut(spec, cut, batch_size) for cut in cuts), key=lambda plan: plan.cost_ns)
+    if spec.num_cores > MAX_CORES_GREEDY:
+        packed = dict.fromkeys(_packed(spec, rows) for rows in PACKED_ROWS)
+        return min((plan_cut(spec, cut, batch_size) for cut in packed), key=lambda plan: plan.cost_ns)
     plans = [plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)]
     while len(plans[-1].groups) > 1:
         joined = [plan_cut(spec, cut, batch_size) for cut in _joined_pairs(spec, plans[-1].cut)]
@@ -122,10 +129,29 @@ def _joined_pairs(spec: NetworkSpec, cut: Cut) -> Iterator[Cut]:
             yield (*(group for n, group in enumerate(cut) if n not in (a, b)), joined)
 
 
+def _packed(spec: NetworkSpec, max_rows: int) -> Cut:
+    """Neighbours, in an order in which each core hangs on those before it, as long as their rows are few enough."""
+    modes = set(spec.modes)
+    groups: list[list[int]] = []
+    rows, inside = 1, set[str]()
+    for k in contiguous(spec.cores):
+        own = prod(spec.size(i) for i in spec.cores[k] if i in modes and i not in inside)
+        if groups and rows * own <= max_rows and inside.intersection(spec.cores[k]):
+            groups[-1].append(k)
+            rows, inside = rows * own, inside.union(spec.cores[k])
+        else:
+            groups.append([k])
+            rows, inside = own, set(spec.cores[k])
+    return tuple(tuple(sorted(group)) for group in groups)
+
+
 def plan_cut(spec: NetworkSpec, cut: Cut, batch_size: int) -> EntryPlan:
     """The plan that uses these groups of cores, and its work."""
     outer = [_outer_bonds(spec, group) for group in cut]
-    modes = [tuple(m for m in spec.modes if any(m in spec.cores[k] for k in group)) for group in cut]
+    place = spec.place_of_mode
+    modes = [
+        tuple(sorted({i for k in group for i in spec.cores[k] if i in place}, key=place.__getitem__)) for group in cut
+    ]
     # Only where every table carries every outer bond is the join a product and a sum.
     batch_last = all(m and set(bonds) == set(outer[0]) for bonds, m in zip(outer, modes, strict=True))
     groups = tuple(_plan_group(spec, *group, batch_last) for group in zip(cut, modes, outer, strict=True))
@@ -144,7 +170,8 @@ def _plan_group(
     spec: NetworkSpec, cores: tuple[int, ...], modes: Indices, bonds: Indices, batch_last: bool
 ) -> GroupPlan:
     def merge_into(table: Indices) -> ContractionPlan:
-        return plan_contraction(tuple(spec.cores[k] for k in cores), table, spec.sizes)
+        sizes = {i: spec.size(i) for k in cores for i in spec.cores[k]}
+        return plan_contraction(tuple(spec.cores[k] for k in cores), table, tuple(sizes.items()))
 
     if len(cores) == 1 and len(modes) <= 1 and not batch_last:
         # One core and no positions to combine: its slices are taken where they lie.
@@ -156,9 +183,9 @@ def _plan_group(
 
 
 def _outer_bonds(spec: NetworkSpec, group: Sequence[int]) -> Indices:
-    inside = {i for k in group for i in spec.cores[k]}
-    outside = {i for k, core in enumerate(spec.cores) if k not in group for i in core}
-    return tuple(bond for bond in spec.bonds if bond in inside and bond in outside)
+    place, members = spec.place_of_bond, set(group)
+    inside = {i for k in group for i in spec.cores[k] if i in place}
+    return tuple(sorted((i for i in inside if not members.issuperset(spec.carriers[i])), key=place.__getitem__))
 
 
 def _work_of(

@@ -72,7 +72,27 @@ class NetworkSpec:
     def bonds(self) -> tuple[str, ...]:
         """Every index that is no mode, in order of first appearance."""
         seen = dict.fromkeys(index for core in self.cores for index in core)
-        return tuple(index for index in seen if index not in self.modes)
+        modes = set(self.modes)
+        return tuple(index for index in seen if index not in modes)
+
+    @cached_property
+    def carriers(self) -> dict[str, tuple[int, ...]]:
+        """Index -> the cores that carry it."""
+        found: dict[str, list[int]] = {}
+        for k, core in enumerate(self.cores):
+            for index in core:
+                found.setdefault(index, []).append(k)
+        return {index: tuple(cores) for index, cores in found.items()}
+
+    @cached_property
+    def place_of_mode(self) -> dict[str, int]:
+        """Mode -> its place in the shape."""
+        return {mode: place for place, mode in enumerate(self.modes)}
+
+    @cached_property
+    def place_of_bond(self) -> dict[str, int]:
+        """Bond -> its place among the bonds."""
+        return {bond: place for place, bond in enumerate(self.bonds)}
 
     @property
     def num_parameters(self) -> int:
@@ -121,7 +141,8 @@ def _check_sizes(spec: NetworkSpec) -> None:
 
 def _check_bond(spec: NetworkSpec, bond: str) -> None:
     # The bond cuts the carriers apart: unfolded at any one of them, T has no more rank than the others offer.
-    others = [prod(spec.size(index) for index in core if index != bond) for core in spec.cores if bond in core]
+    carriers = [spec.cores[k] for k in spec.carriers[bond]]
+    others = [prod(spec.size(index) for index in core if index != bond) for core in carriers]
     largest_allowed = prod(others) // max(others)
     if spec.size(bond) > largest_allowed:
         raise ArgumentError(
