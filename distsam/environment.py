@@ -1,7 +1,11 @@
-"""Which process of a run is this? As torchrun says, else as Slurm says, else the only one. Imports no torch."""
+"""Which process of a run is this, and what has its machine left? As torchrun says, else as Slurm says, else the only
+one. Imports no torch."""
 
 import os
+import resource
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -29,3 +33,29 @@ def place(env: Mapping[str, str] = os.environ) -> Place:
 def machine(env: Mapping[str, str] = os.environ) -> int | None:
     """The number of this machine among those of the run, where the launcher says so: torchrun does, srun does not."""
     return int(env["GROUP_RANK"]) if "RANK" in env and "GROUP_RANK" in env else None
+
+
+def available_bytes() -> int:
+    """Memory that this process can still take: of the machine, of its control group, and by its own limit."""
+    found = [2**63]
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]))
+    with suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with suppress(OSError, ValueError):
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            found.append(limit - pages * resource.getpagesize())
+    return max(0, min(found))
+
+
+def in_units(num_bytes: float) -> str:
+    """A number of bytes for people, "3.2 GiB"."""
+    units = ("bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+    power = 0
+    while num_bytes >= 1024 and power < len(units) - 1:
+        num_bytes, power = num_bytes / 1024, power + 1
+    return f"{num_bytes:.3g} {units[power]}"

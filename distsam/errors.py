@@ -76,5 +76,14 @@ class TrainingDiverged(RuntimeError):
     """Too many steps in a row had a non-finite loss or gradient; the weights are the last finite ones."""
 
 
-class CheckpointFailed(RuntimeError):
-    """A checkpoint could not be written; those before it are untouched."""
+class RunIncomplete(RuntimeError):
+    """The training is over, but not all of it could be written.
+
+    Args:
+        missing: what, and why.
+        summary: what the run came to.
+    """
+
+    def __init__(self, missing: str, summary: object) -> None:
+        super().__init__(f"the run is over, but not all of it is saved: {missing}")
+        self.summary = summary

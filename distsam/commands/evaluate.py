@@ -12,6 +12,10 @@ from distsam.commands.messages import mistakes_as_messages
 
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="data.path=FILE, where the data of the run lie elsewhere by now.")
+    ] = None,
+    *,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score the best weights of a run again, in one process."""
@@ -23,7 +27,7 @@ def evaluate(
         from distsam.train import evaluate_run
 
         end_loading()
-        scores = evaluate_run(run)
+        scores = evaluate_run(run, overrides or [])
         if as_json:
             print(json.dumps(without_infinities(scores), allow_nan=False))
             return

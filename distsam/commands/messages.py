@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distsam.environment import machine, place
-from distsam.errors import CheckpointFailed, InputError, SharedInputError, TrainingDiverged, UserCodeError
+from distsam.errors import InputError, RunIncomplete, SharedInputError, TrainingDiverged, UserCodeError
 
 BAD_INPUT = 2
 FAILED = 1
 _WAIT_FOR_MESSAGE_S = 10.0
+_LONGEST = 370
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def mistakes_as_messages() -> Iterator[None]:
     except InputError as error:
         _print_once(error, is_shared=isinstance(error, SharedInputError))
         raise SystemExit(BAD_INPUT) from None
-    except (TrainingDiverged, CheckpointFailed) as error:
+    except (TrainingDiverged, RunIncomplete) as error:
         _print_once(error, is_shared=True)
         raise SystemExit(FAILED) from None
 
@@ -50,4 +51,13 @@ def _print_once(error: Exception, is_shared: bool) -> None:
 def _print(error: Exception, rank: int) -> None:
     if isinstance(error, UserCodeError | SharedInputError) and error.user_traceback:
         print(error.user_traceback.rstrip("\n"), file=sys.stderr)
-    print(f"distsam: {f'rank {rank}: ' if rank else ''}{error}", file=sys.stderr, flush=True)
+    print(f"distsam: {f'rank {rank}: ' if rank else ''}{_shortened(str(error))}", file=sys.stderr, flush=True)
+
+
+def _shortened(message: str) -> str:
+    """One line that a terminal can show: what a user gave can be of any length. The end says what would be right."""
+    line = " ".join(message.split())
+    if len(line) <= _LONGEST:
+        return line
+    half = (_LONGEST - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"

@@ -11,6 +11,10 @@ from distsam.commands.messages import mistakes_as_messages
 
 def predict(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="data.path=FILE, where the data of the run lie elsewhere by now.")
+    ] = None,
+    *,
     output: Annotated[Path, typer.Option("-o", "--output", help=".npz file to write.")],
     entries: Annotated[
         Path | None, typer.Option(help=".npy or .npz with (N, order) indices; the whole tensor without it.")
@@ -21,4 +25,4 @@ def predict(
         from distsam.train import predict_run
 
         end_loading()
-        print(f"{output}: {predict_run(run, output, entries)}")
+        print(f"{output}: {predict_run(run, output, entries, overrides or [])}")

@@ -9,6 +9,7 @@ import typer
 from distsam.commands.loading import end_loading
 from distsam.commands.messages import mistakes_as_messages
 from distsam.environment import place
+from distsam.errors import RunIncomplete
 
 _INTERRUPTED = 130
 
@@ -28,12 +29,18 @@ def train(
         from distsam.train import run_training
 
         end_loading()
-        summary = run_training(settings)
+        incomplete: RunIncomplete | None = None
+        try:
+            summary = run_training(settings)
+        except RunIncomplete as error:
+            incomplete, summary = error, error.summary
         if place().rank == 0:
             from distsam.commands.table import run_report
 
             _draw(settings.run.dir)
             print(run_report(summary, settings.run.dir), flush=True)
+        if incomplete is not None:
+            raise incomplete
     if summary.stopped_by == "SIGINT":
         raise SystemExit(_INTERRUPTED)
 

@@ -62,7 +62,7 @@ class StepGuard:
         self._coordinator: BalanceCoordinator | None = None
         self._make_pieces: MakePieces = LocalPieces
         self._meter: Meter | None = None
-        self._num_params = 0
+        self._ids: list[int] = []
         self._needs_norms = False
         self._accepted = False
         self._clip_factor: Tensor | None = None
@@ -70,12 +70,11 @@ class StepGuard:
     @property
     def meter(self) -> Meter:
         """The meter over all parameters of the chain; built at the first step, when they are in their place."""
-        count = 0
-        for group in self._owner.param_groups:
-            count += len(group["params"])
-        if self._meter is None or count != self._num_params:
+        ids = [id(p) for group in self._owner.param_groups for p in group["params"]]
+        # Parameters may be added, and replaced: where a rank grows, or weights are pruned.
+        if self._meter is None or ids != self._ids:
             params = self._params()
-            self._meter, self._num_params = Meter(params, self._networks(params), self._make_pieces), count
+            self._meter, self._ids = Meter(params, self._networks(params), self._make_pieces), ids
             self._needs_norms = any(link.networks for link in self._owner.chain())
         return self._meter
 

@@ -80,7 +80,7 @@ class Rescaling(OnePass):
         self._cores = [core for n in self._networks for core in n.cores]
         self._tables = TableCache(self._networks)
         self._is_member: list[bool] = []
-        self._num_params = 0
+        self._ids: list[int] = []
         self._last: tuple[NetworkTable, Any, FirstPass] | None = None
 
     @property
@@ -119,11 +119,11 @@ class Rescaling(OnePass):
         descend(self.base, first, pieces)
 
     def _are_in_groups(self) -> list[bool]:
-        """For each core, does the optimizer have it? Looked up again when a parameter was added."""
-        count = sum([len(group["params"]) for group in self.param_groups])
-        if count != self._num_params:
-            members = {id(p) for group in self.param_groups for p in group["params"]}
-            self._is_member, self._num_params = [id(core) in members for core in self._cores], count
+        """For each core, does the optimizer have it? Looked up again when parameters were added or replaced."""
+        ids = [id(p) for group in self.param_groups for p in group["params"]]
+        if ids != self._ids:
+            members = set(ids)
+            self._is_member, self._ids = [id(core) in members for core in self._cores], ids
         return self._is_member
 
     def _learning_rate(self, table: NetworkTable, is_moved: tuple[bool, ...]) -> Any:

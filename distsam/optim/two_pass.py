@@ -94,6 +94,8 @@ class TwoPass(Wrapper):
         """
         has_second = self.ascent.wants_second(self.num_steps + 1)
         if closure is None:
+            if self._pending is None and self.is_primed(closure):
+                return None
             if self._pending is None and not has_second:
                 self._finish_first(None)
             else:
@@ -191,7 +193,8 @@ class TwoPass(Wrapper):
         if self._pending is None:
             raise RuntimeError(
                 "SAM.step() without a closure: run both passes first, the second one inside "
-                "`with sam.perturbed():`, or pass a closure"
+                "`with sam.perturbed():`, or pass a closure. A torch.amp.GradScaler cannot step SAM, whose radius is "
+                "that of unscaled gradients: use bfloat16, which needs no scaler"
             )
         sweep, scales, directions = self._pending
         self._pending = None

@@ -11,10 +11,11 @@ from torch.utils.hooks import RemovableHandle
 
 from distsam.balance import BalanceCoordinator, FirstPass
 from distsam.balance.meter import MakePieces
+from distsam.errors import TrainingDiverged
 from distsam.optim.groups import GroupKey, own_keys
 from distsam.optim.guard import StepGuard
 from distsam.optim.piecewise import step_base
-from distsam.sharding import Pieces
+from distsam.sharding import Pieces, local_tensor
 from distsam.tensornet import CoreNetwork
 
 Closure = Callable[[], Tensor | float]
@@ -102,6 +103,22 @@ class Wrapper(Optimizer):
         """Call `hook` after the base's step; not in a step that is skipped."""
         return self.base.register_step_post_hook(hook)
 
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call `hook` before the base's state dict is made."""
+        return self.base.register_state_dict_pre_hook(hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call `hook` on the base's state dict."""
+        return self.base.register_state_dict_post_hook(hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call `hook` on what is about to be loaded into the base."""
+        return self.base.register_load_state_dict_pre_hook(hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """Call `hook` after the base was loaded."""
+        return self.base.register_load_state_dict_post_hook(hook, prepend)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base; it is measured from the next step on."""
         _check_groups([param_group])
@@ -163,6 +180,18 @@ class Wrapper(Optimizer):
         if loss is None:
             raise ValueError("closure returned None: it must zero the gradients, run backward and return the loss")
         return loss.detach() if isinstance(loss, Tensor) else loss
+
+    def is_primed(self, closure: Closure | None) -> bool:
+        """True if this step was no step: `torch.distributed.checkpoint.state_dict` has an optimizer without state make
+        one, by a step without closure along gradients of zeros with learning rates of 0. Nothing is counted then."""
+        base = self.base_optimizer
+        if closure is not None or base.state or any(float(group["lr"]) != 0 for group in base.param_groups):
+            return False
+        grads = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
+        if not grads or any(local_tensor(grad).any() for grad in grads):
+            return False
+        base.step()
+        return True
 
     def attach(self, coordinator: BalanceCoordinator) -> None:
         """Report every pass and step to `coordinator`."""
@@ -253,6 +282,8 @@ class OnePass(Wrapper):
         Raises:
             TrainingDiverged: too many skipped steps in a row.
         """
+        if closure is None and self.is_primed(closure):
+            return None
         loss = None if closure is None else self.evaluate(closure)
         guard = self.guard
         with torch.no_grad():
@@ -281,7 +312,13 @@ def descend(base: Optimizer, first: FirstPass, pieces: Pieces) -> None:
     if isinstance(base, Wrapper):
         base.apply(first, pieces)
     else:
-        step_base(base)
+        try:
+            step_base(base)
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            problem = "the base optimizer has come to a number that the weights' dtype cannot hold"
+            raise TrainingDiverged(f"{problem}; lower its learning rate or weight decay") from None
 
 
 def _check_groups(param_groups: Iterable[dict[str, Any]]) -> None:

@@ -1,9 +1,13 @@
 """The one way in which a file of a run is replaced."""
 
 import os
+import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_PART = ".tmp"
 
 
 def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) -> None:
@@ -16,10 +20,11 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
     Raises:
         OSError: it cannot be written; the old file is untouched then, as it is when `content` raises.
     """
-    part = path.with_name(f".{path.name}.tmp")
-    part.unlink(missing_ok=True)
+    # A name that nobody can know before: two writers never share it, and no link can be waiting under it. Short, so
+    # that a name that the file system takes is not made too long.
+    part = path.with_name(f".{secrets.token_hex(8)}{_PART}")
     try:
-        # "x" refuses a name that exists: a link under it would have us write into the file that it points to.
+        # "x" refuses a name that exists.
         with part.open("xb") as stream:
             if isinstance(content, str):
                 stream.write(content.encode("utf-8"))
@@ -29,5 +34,13 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
             os.fsync(stream.fileno())
         part.replace(path)
     except BaseException:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder`."""
+    for leftover in folder.glob(f".{'[0-9a-f]' * 16}{_PART}"):
+        with suppress(OSError):  # a folder of that name is none of ours, and in nobody's way
+            leftover.unlink()

@@ -1,12 +1,14 @@
 """The folder of one run: what lies where, and whether a run may begin in it."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from distsam.errors import ArgumentError
-from distsam.runs.atomic import write_atomically
+from distsam.runs.atomic import remove_parts, write_atomically
 from distsam.runs.checkpoints import finished_checkpoints
+from distsam.runs.lock import RunLock
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,21 @@ class RunFolder:
         return self.path / "curves.png"
 
     @property
+    def wandb_id(self) -> Path:
+        """The run's name at Weights & Biases."""
+        return self.path / "wandb-id"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def is_run(self) -> bool:
+        """Whether this is the folder of a run; False for anything else, such as a name that no folder can have."""
+        try:
+            return self.config.is_file()
+        except (OSError, ValueError):
+            return False
 
     def holds_run(self) -> bool:
         """Whether a run was started here; a folder of checkpoints of which none is whole is no run yet."""
@@ -49,9 +63,12 @@ class RunFolder:
         """Raise where no run could be kept here, whatever the folder holds.
 
         Raises:
-            ArgumentError: of `path`: a file is in the way, or it cannot be written.
+            ArgumentError: of `path`: a file is in the way, or it cannot be written, or no folder can be called so.
         """
-        parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        try:
+            parent = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        except OSError as error:
+            raise ArgumentError("path", f"{self.path} cannot be used ({error.strerror}); choose another") from None
         if not parent.is_dir():
             raise ArgumentError("path", f"{self.path} cannot be a folder, because {parent} is a file")
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
@@ -59,22 +76,43 @@ class RunFolder:
         if not os.access(parent, os.W_OK):
             raise ArgumentError("path", f"{self.path} cannot be written; choose a folder that you may write")
 
-    def claim(self, config: str) -> None:
-        """Create the folder and write `config` into its config.yaml, unless it holds a run already.
+    @property
+    def lock(self) -> Path:
+        """Held by the run that writes here."""
+        return self.path / "run.lock"
+
+    def claim(self, config: str, check: Callable[[], None] = lambda: None) -> RunLock:
+        """Create the folder, lock it, and write `config` into its config.yaml, unless it holds a run already.
 
         The config comes first: from it a run that is killed at any later moment can be resumed.
 
+        Args:
+            config: its text.
+            check: raises where the folder, as it is once nobody else writes there, cannot be used.
+
+        Returns:
+            The lock, to be released when the run is over.
+
         Raises:
-            ArgumentError: of `path`: the folder cannot be created or written.
+            ArgumentError: of `path`: another run writes there, or the folder cannot be created or written.
         """
+        lock = None
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            lock = RunLock(self.lock)
+            check()
+            remove_parts(self.path)
             if not self.holds_run():
                 self.write_config(config)
-        except OSError as error:
+        except BaseException as error:
+            if lock is not None:
+                lock.release()
+            if not isinstance(error, OSError):
+                raise
             raise ArgumentError(
                 "path", f"{self.path} cannot be written ({error.strerror}); choose a folder that you may write"
             ) from None
+        return lock
 
     def write_config(self, config: str) -> None:
         """Replace config.yaml: a run that goes on may do so with other steps, cadences and rates."""

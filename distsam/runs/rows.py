@@ -1,6 +1,8 @@
 """metrics.jsonl, the record of a run: one JSON object a logged step."""
 
+import errno
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,27 +19,67 @@ Row = dict[str, float | int | None]
 class MetricsFile:
     """Appends rows to metrics.jsonl; every row is on its way to the disk before `log` returns.
 
+    Where a row cannot be written, it is kept, and written before the next one that can be.
+
     Args:
         path: the file.
         start_step: the step from which the run goes on. Rows of later steps are removed: those steps were done before
             an interruption and are not in the checkpoint, so they are about to be done again. At 0 all are removed.
+
+    Attributes:
+        num_set_aside: lines that are no rows; they are in the file `aside` now.
+        problem: why rows could not be written, while there are any; else None.
     """
 
     def __init__(self, path: Path, start_step: int) -> None:
+        self.path, self.aside = path, path.with_name(f"{path.name}.damaged")
+        self.problem: str | None = None
+        self.num_set_aside = 0
+        self._waiting: list[bytes] = []
         if path.exists():
-            kept = [row for row in read_rows(path) if start_step > 0 and row[STEP] <= start_step]
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._stream = path.open("a", encoding="utf-8")
+            self._keep_until(start_step)
+        # Unbuffered: what could not be written must not be tried again by the stream itself.
+        self._stream = path.open("ab", buffering=0)
+
+    def _keep_until(self, start_step: int) -> None:
+        # What follows the last end of a line was cut short by a kill: that is no damage.
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        rows = [(line, _parsed(line)) for line in lines if line.strip()]
+        damaged = [line for line, row in rows if row is None]
+        if start_step > 0 and damaged:
+            self.num_set_aside = len(damaged)
+            with self.aside.open("ab") as stream:
+                stream.write(b"\n".join(damaged) + b"\n")
+        kept = [row for _, row in rows if row is not None and start_step > 0 and row[STEP] <= start_step]
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append one row; what is not finite becomes null, because JSON has no word for it."""
         clean = {key: value if is_finite(value) else None for key, value in row.items()}
-        self._stream.write(json.dumps(clean, allow_nan=False) + "\n")
-        self._stream.flush()
+        self._waiting.append(json.dumps(clean, allow_nan=False).encode() + b"\n")
+        self.write_waiting()
+
+    def write_waiting(self) -> None:
+        """Try to write the rows that could not be written."""
+        try:
+            if os.fstat(self._stream.fileno()).st_nlink == 0:
+                raise FileNotFoundError(errno.ENOENT, "the file was deleted")
+            while self._waiting:
+                written = self._stream.write(self._waiting[0])
+                # Of a row that was cut by a full disk the rest is written when there is room.
+                self._waiting[0] = self._waiting[0][written or 0 :]
+                if not self._waiting[0]:
+                    del self._waiting[0]
+            self.problem = None
+        except OSError as error:
+            self.problem = f"{self.path}: cannot be written ({error.strerror})"
 
     def close(self) -> None:
-        """No more rows."""
-        self._stream.close()
+        """No more rows; those that wait are tried once more."""
+        if not self._stream.closed:
+            if self._waiting:
+                self.write_waiting()
+            self._stream.close()
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -7,10 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from distsam.environment import available_bytes, in_units
 from distsam.errors import ArgumentError
 
 # Squares of larger values overflow float64 sums, so no variance and no R2 could be computed from them.
 _LARGEST_VALUE = 1e150
+# And where all are smaller than this, squares are 0, and the values would be taken for constant.
+_SMALLEST_LARGEST = 1e-150
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ _TENSOR, _ENTRIES = Origin("tensor"), Origin("entries")
 
 
 def entries_from_dense(tensor: np.ndarray, *, name: str = "tensor", origin: Origin = _TENSOR) -> Entries:
-    """The entries of a dense array; NaN marks a missing one.
+    """The entries of a dense array; NaN marks a missing one, and so does the mask of a numpy masked array.
 
     Args:
         tensor: at least two modes, dtype float, integer or bool; becomes float64.
@@ -136,6 +139,15 @@ def check_shape(shape: Sequence[int], origin: Origin) -> None:
             raise origin.error(f"shape {shape} gives mode {mode} the size {size}; each must be at least 1")
 
 
+def check_memory(needed_bytes: int, origin: Origin) -> None:
+    """Refuses what needs more memory than there is, before any of it is taken."""
+    available = available_bytes()
+    if needed_bytes > available:
+        raise origin.error(
+            f"needs {in_units(needed_bytes)} of memory and {in_units(available)} are free here; use smaller sizes"
+        )
+
+
 def check_indices(indices: np.ndarray, shape: Sequence[int], origin: Origin) -> np.ndarray:
     """Checks that every row names an entry of a tensor of this shape.
 
@@ -184,12 +196,20 @@ def _check_dtype(array: np.ndarray, origin: Origin) -> None:
 def _as_float64(array: np.ndarray) -> np.ndarray:
     # A long double beyond float64 becomes inf, which is refused right after.
     with np.errstate(over="ignore"):
-        return np.asarray(array, dtype=np.float64)
+        numbers = np.asarray(array, dtype=np.float64)
+    # What a mask hides is missing: under it there may be any number, such as -999.
+    return np.where(np.ma.getmaskarray(array), np.nan, numbers) if isinstance(array, np.ma.MaskedArray) else numbers
 
 
 def _refuse_unusable(values: np.ndarray, origin: Origin, label: str) -> None:
     unusable = np.abs(values) > _LARGEST_VALUE  # False for NaN
     if not unusable.any():
+        largest = float(np.nanmax(np.abs(values), initial=0.0))
+        if 0 < largest < _SMALLEST_LARGEST:
+            raise origin.error(
+                f"the largest value is {largest:g} in size, and squares of values below {_SMALLEST_LARGEST:g} vanish; "
+                "multiply all by a power of ten"
+            )
         return
     where = tuple(int(index) for index in np.argwhere(unusable)[0])
     place = f"{label}{where}" if len(where) > 1 else f"{label}[{where[0]}]"

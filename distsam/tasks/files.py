@@ -1,5 +1,6 @@
 """Reads the user's .npy and .npz files: never unpickles, and names what is wrong with one that it refuses."""
 
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -24,7 +25,7 @@ def read_entries(path: str | Path) -> Entries:
     Raises:
         ArgumentError: no such file, neither format, pickled, damaged, or its arrays are no entries of a tensor.
     """
-    file, origin = Path(path).expanduser(), Origin("path", repr(str(path)))
+    file, origin = _found(path), Origin("path", repr(str(path)))
     arrays = _read_arrays(file, origin, _names_for_entries)
     if "indices" in arrays:
         return entries_from_coordinates(**arrays, name=file.stem, origin=origin)
@@ -45,7 +46,7 @@ def read_indices(path: str | Path, shape: Sequence[int]) -> np.ndarray:
     Raises:
         ArgumentError: the file cannot be read, or a row is no entry of the tensor.
     """
-    file, origin = Path(path).expanduser(), Origin("path", repr(str(path)))
+    file, origin = _found(path), Origin("path", repr(str(path)))
     [(array_name, indices)] = _read_arrays(file, origin, _names_for_indices).items()
     return check_indices(indices, shape, _origin_of(array_name, origin))
 
@@ -72,12 +73,25 @@ def _names_for_indices(names: Sequence[str], origin: Origin) -> Sequence[str]:
     raise origin.error(f"holds {_listed(names)}; it must hold an array 'indices'")
 
 
+def _found(path: str | Path) -> Path:
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # ~name of nobody
+        return Path(path)
+
+
 def _read_arrays(
     file: Path, origin: Origin, choose: Callable[[Sequence[str], Origin], Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """The chosen arrays of a .npz file, or the array of a .npy file under the name ''."""
-    if not file.is_file():
-        what = "is a folder" if file.is_dir() else "does not exist"
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        what = "does not exist" if missing else f"is no file that can be opened ({getattr(error, 'strerror', error)})"
+        raise origin.error(f"{what}; give the path of a .npy or .npz file") from None
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
+        what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
         raise origin.error(f"{what}; give the path of a .npy or .npz file")
     try:
         # Opened here, because numpy leaves a file open that it fails to read.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from distsam.errors import ArgumentError
-from distsam.tasks.entries import Entries, Origin, entries_from_dense
+from distsam.tasks.entries import Entries, Origin, check_memory, entries_from_dense
 from distsam.tensornet.equation import check_sizes, read_equation
 
 _TENSORLY_LOADERS = {
@@ -54,13 +54,16 @@ def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed
     check_sizes(equation, sizes)
     if not (math.isfinite(noise) and noise >= 0):
         raise ArgumentError("noise", f"is {noise}; it must be a finite number, 0 or more")
+    # The tensor, its noise, and one copy on the way, in float64.
+    check_memory(24 * math.prod(sizes[letter] for letter in modes), Origin("sizes", str(dict(sizes))))
     rng = np.random.default_rng(seed)
     factors = [rng.standard_normal([sizes[letter] for letter in core]) for core in cores]
     target = np.einsum(equation, *factors, optimize=True)
     spread = float(target.std())
     if spread == 0.0:
         raise ArgumentError("sizes", f"{dict(sizes)} gives a tensor of one entry; at least two are needed")
-    target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
+    with np.errstate(over="ignore"):  # what becomes infinite is refused right after
+        target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
     return entries_from_dense(target, name="lowrank", origin=Origin("source", "lowrank"))
 
 

@@ -65,7 +65,11 @@ def _real_array(tensor: Tensor | np.ndarray) -> np.ndarray:
     if is_complex:
         kind = tensor.dtype if isinstance(tensor, Tensor) else np.asarray(tensor).dtype
         raise ArgumentError("tensor", f"has dtype {kind}; it must be real numbers (float, integer or bool)")
-    return tensor.detach().cpu().double().numpy() if isinstance(tensor, Tensor) else np.asarray(tensor, np.float64)
+    if isinstance(tensor, Tensor):
+        return tensor.detach().cpu().double().numpy()
+    array = np.asarray(tensor, np.float64)
+    # What a mask hides is missing: under it there may be any number.
+    return np.where(np.ma.getmaskarray(tensor), np.nan, array) if isinstance(tensor, np.ma.MaskedArray) else array
 
 
 def equalise_norms(cores: Sequence[Tensor]) -> list[Tensor]:

@@ -104,7 +104,8 @@ class _ProductSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
         tables, rows = _halves(ctx.saved_tensors)
-        grads = [torch.zeros_like(table) for table in tables]
+        # Made of the gradient, so that torch.func.vmap, under which that is several, makes them several too.
+        grads = [grad_B.new_zeros(table.shape) for table in tables]
         for block in _blocks(tables[0], rows[0]):
             gathered = _gather_block(tables, rows, block)
             for k, grad in enumerate(grads):

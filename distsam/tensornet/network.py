@@ -119,7 +119,7 @@ class TensorNetwork(nn.Module):
         """A network that starts at tensorly's decomposition of `tensor`, all core norms equal (`decompose`).
 
         Args:
-            tensor: of shape `spec.shape`; NaN marks a missing entry.
+            tensor: of shape `spec.shape`; NaN marks a missing entry, and so does the mask of a numpy masked array.
             spec: of format cp, tucker, tt or tr.
             seed: for what the decomposition draws at random.
             dtype: of the parameters; torch's default when None.

@@ -1,9 +1,11 @@
 """The keys of the completion task, of its data sources and of its networks, and how each is built."""
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from distsam.environment import available_bytes, in_units
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Part, Seam, Section, field_validator
@@ -45,7 +47,10 @@ class FileKeys(Section):
     @field_validator("path")
     @classmethod
     def _found_from_everywhere(cls, path: str) -> str:
-        return str(Path(path).expanduser().absolute())
+        try:
+            return str(Path(path).expanduser().absolute())
+        except RuntimeError:  # ~name of nobody
+            return path
 
 
 class LowrankKeys(Section):
@@ -134,6 +139,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
     with arguments_as_keys("network"):
         spec = formats.chosen(network).build(network, entries.shape)
+    _check_memory(config, spec)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
     return CompletionTask(
@@ -147,6 +153,28 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         init=network.init,
         init_std=network.init_std,
         init_norms=network.init_norms,
+    )
+
+
+def _check_memory(config: Any, spec: Any) -> None:
+    """InputError where the network cannot be trained in the memory that there is, before any of it is taken."""
+    itemsize = 8 if "float64" in (config.train.precision, config.network.dtype) else 4
+    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy. At the
+    # start the weights are drawn in float64.
+    per_parameter = max(6 * itemsize, 8 + itemsize)
+    needed, available = per_parameter * spec.num_parameters, available_bytes()
+    if needed <= available:
+        return
+    largest = max(range(spec.num_cores), key=lambda k: prod(spec.core_shapes[k]))
+    modes = [
+        f"mode {spec.place_of_mode[i]} of size {spec.size(i)}" for i in spec.cores[largest] if i in spec.place_of_mode
+    ]
+    what = " and ".join(modes) or f"core {spec.core_names[largest]}"
+    key, given = origin(config)
+    raise InputError(
+        f"{key}: {given!r}: {what}: the network has {spec.num_parameters:.3g} parameters and needs "
+        f"{in_units(needed)} of memory to be trained ({per_parameter} bytes each), and {in_units(available)} are free "
+        "here; take smaller modes or a smaller network"
     )
 
 

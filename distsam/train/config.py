@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from distsam.errors import InputError
+from distsam.errors import ArgumentError, InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
@@ -19,6 +19,10 @@ class RunKeys(Section):
 
     dir: str = Field(default="", description="Run folder; runs/<name of the config file> when not given.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the split, the initial cores and the batches.")
+
+    def check(self) -> None:
+        if "\0" in self.dir:
+            raise ArgumentError("dir", f"{self.dir!r} holds a zero byte, which no path may; choose another folder")
 
 
 class TaskKeys(Section):
@@ -67,7 +71,9 @@ class TrainKeys(Section):
     early_stopping: PositiveInt | None = Field(
         default=None, description="Evaluations without a better validation score after which training ends."
     )
-    num_threads: PositiveInt | None = Field(default=None, description="CPU threads a rank; null: torch's choice.")
+    num_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        default=None, description="CPU threads a rank; null: torch's choice."
+    )
 
 
 class Config(Section):

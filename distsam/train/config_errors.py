@@ -77,9 +77,11 @@ def _suggestion(key: str, forms: Forms) -> str:
     siblings = [other for other in known if other.startswith(f"{section}.")]
     by_name = {other.rpartition(".")[2]: other for other in reversed(known)}
     beside = {other.rpartition(".")[2]: other for other in siblings}
+    meant = _MEANT.get((name or section).lower().replace("-", "_"))
     same_name = [by_name[name or section]] if (name or section) in by_name else []
     matches = (
         same_name
+        or [by_name[m] for m in (meant,) if m in by_name]
         or [beside[m] for m in get_close_matches(name, beside, n=1)]
         or [by_name[m] for m in get_close_matches(name or section, by_name, n=1)]
         or ([] if siblings else get_close_matches(section, list(forms), n=1))
@@ -104,6 +106,41 @@ def _choices(annotation: Any) -> list[str]:
     return [value for value in get_args(annotation) if isinstance(value, str)]
 
 
+# What other programs call it.
+_MEANT = {
+    "wd": "weight_decay",
+    "l2": "weight_decay",
+    "decay": "weight_decay",
+    "learning_rate": "lr",
+    "eta": "lr",
+    "optimizer": "base",
+    "grad_clip": "clip_norm",
+    "max_grad_norm": "clip_norm",
+    "gradient_clipping": "clip_norm",
+    "scheduler": "schedule",
+    "lr_schedule": "schedule",
+    "warmup": "warmup_steps",
+    "epochs": "steps",
+    "max_steps": "steps",
+    "num_steps": "steps",
+    "iterations": "steps",
+    "batch": "batch_size",
+    "bs": "batch_size",
+    "gradient_accumulation": "accumulate",
+    "gradient_accumulation_steps": "accumulate",
+    "dtype": "precision",
+    "patience": "early_stopping",
+    "threads": "num_threads",
+    "save_every": "checkpoint_every",
+    "rank": "bond_dim",
+    "bond": "bond_dim",
+    "bond_dimension": "bond_dim",
+    "file": "path",
+    "dataset": "source",
+    "output_dir": "dir",
+    "out": "dir",
+    "random_seed": "seed",
+}
 _TYPES = {
     "int_type": "a whole number",
     "float_type": "a number",

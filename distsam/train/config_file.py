@@ -1,5 +1,7 @@
 """From a YAML file and `key=value` overrides to a checked Config, and back to YAML."""
 
+import re
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distsam.errors import InputError
 from distsam.train.config import Config, validate
+
+_LARGEST_BYTES = 2**20
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -36,8 +40,18 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config, every key written out."""
-    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump()))
+    """The resolved config, every key written out; read again it gives the same values."""
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump())))
+
+
+def _escaped(value: Any) -> Any:
+    """Texts such that OmegaConf takes a "${" in them as it stands."""
+    if isinstance(value, dict):
+        return {key: _escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_escaped(item) for item in value]
+    # Backslashes before it would count as escapes of their own.
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", value) if isinstance(value, str) else value
 
 
 def _checked(config: DictConfig, path: Path) -> Config:
@@ -62,12 +76,22 @@ def _with_run_folder(config: Config, path: Path) -> Config:
 
 def _read(path: Path) -> DictConfig:
     try:
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{path}: is a folder; give a YAML file")
+        # A pipe would be waited for; what is larger is data.
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{path}: is no regular file; give a YAML file")
+        if found.st_size > _LARGEST_BYTES:
+            raise InputError(f"{path}: has {found.st_size} bytes; a config has at most {_LARGEST_BYTES}")
         loaded = OmegaConf.load(path)
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file") from None
-    except IsADirectoryError:
-        raise InputError(f"{path}: is a folder; give a YAML file") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
+    except RecursionError:
+        raise InputError(f"{path}: cannot be read as YAML: it is nested too deep") from None
+    except InputError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"{path}: cannot be read as YAML: {_one_line(error)}") from None
     if not isinstance(loaded, DictConfig):
         raise InputError(f"{path}: must be a mapping of sections (data, network, train, ...), not a list")
@@ -80,6 +104,8 @@ def _merge(config: DictConfig, override: str) -> DictConfig:
         raise InputError(f"{override}: is no override; write section.key=value, such as optim.lr=1e-3")
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+    except RecursionError:
+        raise InputError(f"{key}: {value!r} cannot be read: it is nested too deep") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(f"{key}: {value!r} cannot be read: {_one_line(error)}") from None
     assert isinstance(merged, DictConfig)
@@ -89,6 +115,8 @@ def _merge(config: DictConfig, override: str) -> DictConfig:
 def _resolved(config: DictConfig, path: Path) -> dict[str, Any]:
     try:
         raw = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except RecursionError:
+        raise InputError(f"{path}: cannot be resolved: it is nested too deep") from None
     except (OmegaConfBaseException, ValueError) as error:
         key = getattr(error, "full_key", None) or path
         raise InputError(f"{key}: cannot be resolved: {_one_line(error)}") from None

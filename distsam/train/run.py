@@ -2,14 +2,15 @@
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distsam.errors import InputError, TrainingDiverged
-from distsam.runs.checkpoints import damaged_checkpoints
+from distsam.errors import InputError, RunIncomplete, TrainingDiverged
 from distsam.runs.folder import RunFolder
+from distsam.runs.lock import RunLock
 from distsam.runs.rows import Row
 from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import Layout, close_world, open_world
@@ -31,6 +32,7 @@ from distsam.train.same_run import check_folder, claim_folder, fingerprint
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
 from distsam.train.trackers.tracker import Tracker, TrackerGroup
+from distsam.train.unwritten import Unwritten
 from distsam.train.versions import versions
 
 
@@ -45,21 +47,24 @@ def run_training(config: Config) -> Summary:
     Raises:
         InputError: something in the config cannot be used; nothing was written then.
         TrainingDiverged: too many non-finite steps in a row; the last finite weights are saved.
-        CheckpointFailed: a checkpoint could not be written.
+        RunIncomplete: it was trained to its end, but not all could be written; on rank 0.
     """
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
     folder = RunFolder(Path(config.run.dir))
     with arguments_as_keys("sharding"):
         world = open_world(config.sharding.device)
+    lock: RunLock | None = None
     try:
         layout = agreed(lambda: build_layout(config, world))
         task = agreed(lambda: _find_task(config, folder, layout))
         # All ranks have looked at the folder: from here on it may change.
         identity = _identify(config, task)
-        run = agreed(lambda: _prepare(config, folder, task, layout))
+        run, lock = agreed(lambda: _prepare(config, folder, task, layout))
         return _Run(config, folder, run, identity).train()
     finally:
+        if lock is not None:
+            lock.release()
         close_world()
 
 
@@ -86,11 +91,10 @@ def _identify(config: Config, task: Task) -> dict[str, str]:
     return identity
 
 
-def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> RunParts:
+def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> tuple[RunParts, RunLock | None]:
+    """The parts of the run, and on rank 0 the lock of its folder."""
     run = build_parts(config, task, layout)
-    if run.rank == 0:
-        claim_folder(folder, config)
-    return run
+    return run, claim_folder(folder, config) if run.rank == 0 else None
 
 
 class _Run:
@@ -110,22 +114,26 @@ class _Run:
 
     def train(self) -> Summary:
         """Run the loop to its end, and write the summary."""
-        trackers = TrackerGroup(tuple(self._open_trackers()) if self.is_first else ())
-        if self.is_first:
-            self._open(trackers)
+        record = JsonlTracker(self.folder.metrics, self.state.step) if self.is_first else None
+        trackers = TrackerGroup((record, *self._open_trackers()) if record else ())
+        self.unwritten = Unwritten(partial(self._say, trackers))
+        if record is not None:
+            self._open(trackers, record.set_aside)
         goal = self.parts.task.goal
         progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=goal.key)
 
         def write_row(row: Row) -> None:
             trackers.log(row)
             progress.show(row)
+            if record is not None:
+                self.unwritten.note("metrics.jsonl", record.problem)
 
         loop = TrainingLoop(
             self.parts,
             self.config.train,
             self.state,
             save=lambda: self._save(loop.elapsed_s),
-            poll=self.checkpointer.poll,
+            poll=self._poll_checkpoint,
             write_row=write_row,
             tick=progress.tick,
         )
@@ -133,21 +141,37 @@ class _Run:
             with StopSignals(self.parts.engine.request_stop) as signals:
                 self._run_loop(loop, trackers)
                 self._save(loop.elapsed_s)
-                self.checkpointer.wait()
+                self._wait_for_checkpoint()
                 summary = self._finish(loop, signals)
         finally:
             progress.close()
             trackers.close()
             self.parts.engine.close()
+        if record is not None:
+            self.unwritten.note("metrics.jsonl", record.problem)
+        if self.unwritten.missing is not None and self.is_first:
+            raise RunIncomplete(self.unwritten.missing, summary)
         return summary
 
-    def _open(self, trackers: Tracker) -> None:
-        """Say what will run, and what of it is probably a mistake."""
-        print(describe_run(self.parts, self.config, self.state.step), flush=True)
-        damaged = [f"{path}: is damaged and not used" for path in damaged_checkpoints(self.folder.checkpoints)]
-        for line in (*damaged, *probable_mistakes(self.parts, self.config)):
+    def _say(self, trackers: Tracker, line: str) -> None:
+        if self.is_first:
             print(f"distsam: {line}", file=sys.stderr, flush=True)
             trackers.alert(line)
+
+    def _wait_for_checkpoint(self) -> None:
+        self.checkpointer.wait()
+        self.unwritten.note("the checkpoint", self.checkpointer.problem)
+
+    def _poll_checkpoint(self) -> None:
+        self.checkpointer.poll()
+        self.unwritten.note("the checkpoint", self.checkpointer.problem)
+
+    def _open(self, trackers: Tracker, set_aside: str | None) -> None:
+        """Say what will run, what of the folder is damaged, and what is probably a mistake."""
+        print(describe_run(self.parts, self.config, self.state.step), flush=True)
+        aside = [] if set_aside is None else [set_aside]
+        for line in (*self._damaged, *aside, *probable_mistakes(self.parts, self.config)):
+            self._say(trackers, line)
 
     def _run_loop(self, loop: TrainingLoop, trackers: Tracker) -> None:
         """The loop; where it diverges, on all ranks together, the last finite weights are saved."""
@@ -157,12 +181,12 @@ class _Run:
             # The engine has counted the step that raised, the loop has not.
             self.state.step = self.parts.engine.num_steps
             self._save(loop.elapsed_s)
-            self.checkpointer.wait()
+            self._wait_for_checkpoint()
             trackers.alert(str(error))
             raise TrainingDiverged(f"{error}, and start anew, or go on from them with train.resume=auto") from None
 
     def _resume(self) -> None:
-        newest = self.checkpointer.newest() if self.config.train.resume == "auto" else None
+        newest, self._damaged = self.checkpointer.newest() if self.config.train.resume == "auto" else (None, [])
         if newest is None:
             return
         saved = agreed(lambda: self._resumable(newest))
@@ -197,6 +221,7 @@ class _Run:
             "versions": versions(),
         }
         tensors = {**self.state.tensors(self.parts.model), **engine.state_tensors()}
+        self._wait_for_checkpoint()
         self.checkpointer.save(self.state.step, tensors, plain)
 
     def _finish(self, loop: TrainingLoop, signals: StopSignals) -> Summary:
@@ -210,7 +235,10 @@ class _Run:
         summary.goal = SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
         summary.stopped_by = signals.received or self._reason(loop)
         if self.is_first:
-            summary.write(self.folder.summary)
+            try:
+                summary.write(self.folder.summary)
+            except OSError as error:
+                self.unwritten.note("summary.json", f"{self.folder.summary}: cannot be written ({error.strerror})")
         return summary
 
     def _summarise(self, loop: TrainingLoop) -> Summary:
@@ -244,8 +272,7 @@ class _Run:
         return "early stopping" if loop.stopped_early else "a signal to another rank"
 
     def _open_trackers(self) -> Iterator[Tracker]:
-        """The record of the run, then the trackers that the config names."""
-        yield JsonlTracker(self.folder.metrics, self.state.step)
+        """Those that the config names."""
         for word, part in parts.TRACKERS.parts.items():
             tracker = part.build(getattr(self.config, word), self.folder.path, self.config.model_dump())
             if tracker is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
+from distsam.runs.lock import RunLock
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.config_file import read_yaml, to_yaml
@@ -15,6 +16,9 @@ from distsam.train.keys_of_arguments import arguments_as_keys
 # What makes two runs the same training, beside the task and its own sections: change one and the weights mean something
 # else. Steps, cadences, sharding, trackers and the numbers of the optimizer may change between the parts of one run.
 _DEFINING_KEYS = ("run.seed", "optim.method", "optim.base", "train.precision")
+
+# Not where the data lie: that they are the same, their sha256 says.
+MOVABLE_KEYS = ("data.path",)
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:
@@ -32,10 +36,14 @@ def check_folder(folder: RunFolder, config: Config) -> None:
     _check_same_run(read_yaml(folder.config), config, folder)
 
 
-def claim_folder(folder: RunFolder, config: Config) -> None:
-    """Create `folder` with the config in it, unless it holds a run; an InputError where it cannot be written."""
+def claim_folder(folder: RunFolder, config: Config) -> RunLock:
+    """Create `folder` with the config in it, unless it holds a run, and lock it.
+
+    Raises:
+        InputError: another run writes there, has written there since `check_folder`, or it cannot be written.
+    """
     with arguments_as_keys("run", path="run.dir"):
-        folder.claim(to_yaml(config))
+        return folder.claim(to_yaml(config), lambda: check_folder(folder, config))
 
 
 def _check_same_run(saved: Mapping[str, Any], config: Config, folder: RunFolder) -> None:
@@ -59,7 +67,7 @@ def defining_values(config: Config, raw: Mapping[str, Any]) -> dict[str, Any]:
     for section, content in raw.items():
         for name, value in (content or {}).items():
             key = f"{section}.{name}"
-            if section in sections or key in keys:
+            if (section in sections or key in keys) and key not in MOVABLE_KEYS:
                 values[key] = value
     return values
 

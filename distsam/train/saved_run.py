@@ -1,6 +1,9 @@
 """A run that is over, opened again in one process: its scores and its predictions."""
 
+import json
 import os
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from torch import nn
 
 from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
-from distsam.runs.checkpoints import finished_checkpoints
+from distsam.runs.checkpoints import damage, published_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout
 from distsam.tasks.files import read_indices
@@ -20,10 +23,11 @@ from distsam.train import parts
 from distsam.train.build import build_model, build_task
 from distsam.train.checkpoint_reader import load_tensors, read_state, tensor_shapes
 from distsam.train.config import Config
-from distsam.train.config_file import load_config
+from distsam.train.config_file import load_config, read_yaml
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import evaluated
 from distsam.train.run_state import BEST, MODEL, model_tensors
+from distsam.train.same_run import MOVABLE_KEYS
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,44 +39,53 @@ class SavedRun:
     model: nn.Module
 
 
-def open_run(run_dir: str | Path) -> SavedRun:
+def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
     """Open the run in `run_dir`, whatever number of processes it ran in.
+
+    Args:
+        run_dir: its folder.
+        overrides: where its data lie now, as data.path=FILE. Without it, a file that is no longer where it was is
+            looked for beside the run folder and in it.
 
     Raises:
         InputError: it is no run folder, has no finished checkpoint, or its data is no longer there or no longer the
             same: then the split is another, and values that were fitted would be scored as held out.
     """
     folder = RunFolder(Path(run_dir))
-    if not folder.config.is_file():
+    if not folder.is_run():
         raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
-    checkpoints = finished_checkpoints(folder.checkpoints)
-    if not checkpoints:
-        raise InputError(f"{run_dir}: has no finished checkpoint; train it first, or set train.resume=auto")
-    config, state = load_config(folder.config), read_state(checkpoints[-1])
+    checkpoint = _newest(folder)
+    for override in overrides:
+        if override.partition("=")[0] not in MOVABLE_KEYS:
+            raise InputError(f"{override}: cannot be changed now; only {', '.join(MOVABLE_KEYS)} can")
+    config, state = load_config(folder.config, overrides or _moved(folder)), read_state(checkpoint)
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
     task = build_task(config, Layout.alone("cuda" if use_gpu else "cpu"))
     _check_data(config, task, state["data_sha256"], folder)
     model = build_model(config, task)
-    has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoints[-1]))
+    has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoint))
     prefix = BEST if has_best and not state["last_is_best"] else MODEL
-    load_tensors(checkpoints[-1], {prefix + name: tensor for name, tensor in model_tensors(model).items()})
+    load_tensors(checkpoint, {prefix + name: tensor for name, tensor in model_tensors(model).items()})
     model.eval()
     return SavedRun(config, task, model)
 
 
-def evaluate_run(run_dir: str | Path) -> Scores:
-    """The scores of the run's best weights, as in its summary.json."""
-    run = open_run(run_dir)
+def evaluate_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> Scores:
+    """The scores of the run's best weights, as in its summary.json; see `open_run`."""
+    run = open_run(run_dir, overrides)
     return evaluated(run.task, run.model)
 
 
-def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | None = None) -> str:
+def predict_run(
+    run_dir: str | Path, output: str | Path, entries: str | Path | None = None, overrides: Sequence[str] = ()
+) -> str:
     """Write what the run's best weights predict into the .npz file `output`.
 
     Args:
         entries: .npy or .npz file with the (N, order) indices to predict, written as `indices` and `values`; the
             whole tensor when None: `tensor` has known entries as they are known and the others predicted,
             `prediction` has what the network says everywhere.
+        overrides: see `open_run`.
 
     Returns:
         What was written, for people.
@@ -82,7 +95,7 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
             task of the run predicts no tensor.
     """
     target = _checked_output(Path(output))
-    run = open_run(run_dir)
+    run = open_run(run_dir, overrides)
     task: Any = run.task
     if not all(hasattr(task, member) for member in ("fill", "predict", "entries")):
         kind = run.config.task.kind
@@ -99,6 +112,29 @@ def predict_run(run_dir: str | Path, output: str | Path, entries: str | Path | N
     values = task.predict(run.model, indices)
     write_atomically(target, lambda stream: np.savez(stream, indices=indices, values=values))
     return f"values of shape {values.shape}: predicted, whether known or not"
+
+
+def _moved(folder: RunFolder) -> list[str]:
+    """The override that finds a data file that was moved together with its run; none where it is in its place.
+
+    That it is the same file, its sha256 will say.
+    """
+    data = read_yaml(folder.config).get("data")
+    path = data.get("path") if isinstance(data, dict) else None
+    if not isinstance(path, str) or Path(path).exists():
+        return []
+    beside = (place / Path(path).name for place in (folder.path.absolute().parent, folder.path.absolute()))
+    return [f"data.path={json.dumps(str(found))}" for found in beside if found.is_file()][:1]
+
+
+def _newest(folder: RunFolder) -> Path:
+    """The newest checkpoint that is what was written; says so where it is not the newest of all."""
+    for path in reversed(published_checkpoints(folder.checkpoints)):
+        problem = damage(path)
+        if problem is None:
+            return path
+        print(f"distsam: {path}: is damaged and not used: {problem}", file=sys.stderr, flush=True)
+    raise InputError(f"{folder.path}: has no checkpoint that can be used; train it, with train.resume=auto to go on")
 
 
 def _check_data(config: Config, task: Task, sha256: str, folder: RunFolder) -> None:

@@ -20,6 +20,8 @@ from command_line import (
     torchrun,
 )
 
+from distsam.runs.checkpoints import seal
+
 
 def assert_refused(folder: Path, *arguments: object, says: str) -> None:
     before = sorted(folder.rglob("*"))
@@ -161,7 +163,7 @@ def test_predict_refuses_what_it_cannot_write_or_read(finished: Path, tmp_path: 
 def test_evaluate_refuses_a_folder_without_a_run_or_checkpoint(finished: Path, tmp_path: Path) -> None:
     assert_refused(tmp_path, "evaluate", tmp_path / "no", says="no: is no run folder")
     (tmp_path / "config.yaml").write_text((finished / "run" / "config.yaml").read_text())
-    assert_refused(tmp_path, "evaluate", tmp_path, says="has no finished checkpoint")
+    assert_refused(tmp_path, "evaluate", tmp_path, says="has no checkpoint that can be used")
 
 
 def test_usage_errors_exit_with_2() -> None:
@@ -210,14 +212,16 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert_refused(tmp_path, "train", config, "run.dir=/proc/no/run", says=says)
 
 
-def test_a_checkpoint_that_cannot_be_written_ends_with_1_and_one_line(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_written_does_not_end_the_run_which_ends_with_1(tmp_path: Path) -> None:
     # No file may be longer than 4 KiB: the weights' is, metrics.jsonl not yet.
     limited = f"ulimit -f 4; exec {shlex.join(alone('train', small_config(tmp_path), f'run.dir={tmp_path}/run'))}"
     result = run(["bash", "-c", f"{limited} train.log_every=100 train.checkpoint_every=1"])
     assert result.returncode == 1, result.stderr
-    [line] = result.stderr.splitlines()
-    assert line.startswith("distsam: the checkpoint of step 1 could not be written: rank 0: ")
-    assert "File too large" in line
+    first, *_, last = result.stderr.splitlines()
+    assert first.startswith("distsam: the checkpoint of step 1 could not be written: rank 0: ")
+    assert "File too large" in first
+    assert first.endswith("training goes on, and it is tried again")
+    assert last.startswith("distsam: the run is over, but not all of it is saved: the checkpoint of step 20 could not")
 
 
 def on_two_ranks_in_folders_of_their_own(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
@@ -283,9 +287,13 @@ def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -
     state = run_dir / "checkpoints" / "step-00000002" / "state.json"
     content = json.loads(state.read_text())
     is_counter = content["engine"]["counters"].pop(damage, None) is not None
-    state.write_text(json.dumps(content) if is_counter else damage)
+    if is_counter:
+        seal(state.parent, content)
+    else:
+        state.write_text(damage)
     resume = ("train", config, f"run.dir={run_dir}", "train.steps=3", "train.resume=auto")
-    assert_refused(tmp_path, *resume, says=f"{state}: holds no {damage} that" if is_counter else f"{state}: ")
+    cut = f"{state.parent}: is damaged and not used: state.json has {len(damage)} bytes in place of "
+    assert_refused(tmp_path, *resume, says=f"{state}: holds no {damage} that" if is_counter else cut)
 
 
 def test_no_command_is_a_usage_error_that_shows_the_help() -> None:

@@ -134,13 +134,13 @@ def test_the_config_is_there_before_anything_else_of_the_run(tmp_path: Path, mon
     seen: list[list[str]] = []
 
     def die(*_: object) -> None:
-        seen.append([path.name for path in (tmp_path / "run").iterdir()])
+        seen.append(sorted(path.name for path in (tmp_path / "run").iterdir()))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("distsam.train.run.Checkpointer", die)
     command = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run", "train.resume=auto"]
     assert invoke(*command).exit_code != 0
-    assert seen == [["config.yaml"]]
+    assert seen == [["config.yaml", "run.lock"]]
 
 
 def test_a_run_on_two_ranks_goes_on_alone_and_back(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def resume(folder: Path, plan: str, replicas: int) -> dict[str, np.ndarray]:
     """What a run that has just been built holds after loading the newest checkpoint."""
     model, optimizer, _ = build(plan, replicas, torch.float64, "sam")
     checkpointer = Checkpointer(folder, 2, this_world().rank)
-    newest = checkpointer.newest()
+    newest, _ = checkpointer.newest()
     assert newest is not None
     shapes, state = tensor_shapes(newest), RunState(BestWeights(GOAL))
     state.allocate_best(model, shapes)

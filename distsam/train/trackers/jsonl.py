@@ -17,8 +17,23 @@ class JsonlTracker:
     def __init__(self, path: Path, start_step: int) -> None:
         self._file = MetricsFile(path, start_step)
 
+    @property
+    def problem(self) -> str | None:
+        """Why rows wait to be written; None if none do."""
+        return self._file.problem
+
+    @property
+    def set_aside(self) -> str | None:
+        """A line about lines of the file that are no rows, where there were any."""
+        count = self._file.num_set_aside
+        if not count:
+            return None
+        return (
+            f"{self._file.path}: {count} line{'s are' if count > 1 else ' is'} damaged and kept in {self._file.aside}"
+        )
+
     def log(self, row: Mapping[str, float | int | None]) -> None:
-        """Append the row; it can be read by others before this returns."""
+        """Append the row; it can be read by others before this returns, unless there is a `problem`."""
         self._file.log(row)
 
     def alert(self, message: str) -> None:

@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from distsam.runs.atomic import write_atomically
+from distsam.runs.folder import RunFolder
 from distsam.runs.numbers import is_finite
 from distsam.runs.rows import STEP
 
@@ -87,7 +89,14 @@ def _start(mode: str, folder: Path, about: Mapping[str, Any]) -> Any:
     }
     if "finish_timeout" in getattr(wandb.Settings, "model_fields", {}):  # not in older versions
         settings["finish_timeout"] = _PATIENCE_S
-    run = wandb.init(mode=mode, dir=str(folder), settings=wandb.Settings(**settings), **about)  # type: ignore[arg-type]
+    # A run that goes on is the run that it was: one id, all rows.
+    own = RunFolder(folder).wandb_id
+    run_id = own.read_text().strip() if own.exists() else None
+    if mode == "online" and run_id:
+        about = {**about, "resume": "allow"}
+    run = wandb.init(mode=mode, dir=str(folder), id=run_id, settings=wandb.Settings(**settings), **about)  # type: ignore[arg-type]
+    if run_id is None:
+        write_atomically(own, f"{run.id}\n")
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP)
     return run

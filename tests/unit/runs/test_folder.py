@@ -15,8 +15,8 @@ def test_naming_paths_makes_nothing(tmp_path: Path) -> None:
 
 def test_a_claimed_folder_holds_a_run_and_keeps_its_config(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "a" / "run")
-    folder.claim("first")
-    folder.claim("second")
+    folder.claim("first").release()
+    folder.claim("second").release()
     assert folder.holds_run()
     assert folder.config.read_text() == "first"
 

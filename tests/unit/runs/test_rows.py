@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,10 +38,54 @@ def test_a_line_that_is_no_row_is_left_out(tmp_path: Path, line: bytes) -> None:
     """One flipped bit in the file, and no resume of that run ever ended without a traceback."""
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"train/step": 0}\n' + line + b'\n{"train/step": 1}\n')
-    MetricsFile(path, 5).close()
+    file = MetricsFile(path, 5)
+    file.close()
     assert [row["train/step"] for row in read_rows(path)] == [0, 1]
+    assert file.num_set_aside == 1
+    assert file.aside.read_bytes() == line + b"\n"
 
 
 def test_a_folder_without_rows_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics.jsonl: no such file"):
         read_rows(tmp_path / "metrics.jsonl")
+
+
+class FullDisk:
+    """A stream that takes `room` bytes."""
+
+    def __init__(self, stream: Any, room: int) -> None:
+        self.stream, self.room = stream, room
+        self.fileno, self.close = stream.fileno, stream.close
+
+    def write(self, content: bytes) -> int:
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = content[: self.room]
+        self.room -= len(taken)
+        return int(self.stream.write(taken))
+
+
+def test_rows_wait_while_the_disk_is_full_and_are_written_in_order(tmp_path: Path) -> None:
+    """A full disk ended the run in a traceback, and nothing was saved."""
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    stream = file._stream
+    file._stream = FullDisk(stream, 30)  # type: ignore[assignment]
+    for step in range(3):
+        file.log({"train/step": step})
+    assert file.problem is not None
+    assert "No space left on device" in file.problem
+    assert len(read_rows(file.path)) == 1
+    file._stream = stream
+    file.log({"train/step": 3})
+    assert file.problem is None
+    file.close()
+    assert [row["train/step"] for row in read_rows(file.path)] == [0, 1, 2, 3]
+
+
+def test_a_deleted_file_is_a_problem_at_the_next_row(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path / "metrics.jsonl", 0)
+    file.path.unlink()
+    file.log({"train/step": 1})
+    assert file.problem is not None
+    assert file.problem.endswith("(the file was deleted)")
+    file.close()

@@ -10,6 +10,8 @@ from distsam.train.trackers.wandb import WandbTracker
 
 
 class FakeRun:
+    id = "k3x9"
+
     def __init__(self, fails: bool = False) -> None:
         self.rows: list[dict[str, Any]] = []
         self.metrics: list[tuple[str, str | None]] = []
@@ -47,6 +49,20 @@ def test_wandb_gets_the_same_keys_on_its_own_step_axis(tmp_path: Path, monkeypat
     assert run.rows == [{"train/step": 3, "train/loss": 0.5}]
     assert run.alerts == [("distsam: the disk is nearly full", "the disk is nearly full")]
     assert run.is_finished
+
+
+def test_a_run_that_goes_on_is_one_run_at_wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was resumed was two runs there, each with half the rows."""
+    asked: list[tuple[Any, Any]] = []
+
+    def init(**kwargs: Any) -> FakeRun:
+        asked.append((kwargs.get("id"), kwargs.get("resume")))
+        return FakeRun()
+
+    install(monkeypatch, init)
+    for _ in range(2):
+        WandbTracker("online", tmp_path).close()
+    assert asked == [(None, None), ("k3x9", "allow")]
 
 
 def test_wandb_is_not_imported_when_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
