@@ -26,6 +26,8 @@ for command in (train, evaluate, predict):
 def main() -> None:
     """The console script."""
     begin_loading()
+    # Whoever may write into a run folder can have its run resumed with weights of theirs: not the whole world.
+    os.umask(os.umask(0) | 0o002)
     try:
         app()
     except SystemExit as end:

@@ -28,6 +28,14 @@ def mistakes_as_messages() -> Iterator[None]:
     except (TrainingDiverged, RunIncomplete) as error:
         _print_once(error, is_shared=True)
         raise SystemExit(FAILED) from None
+    except RuntimeError as error:
+        # gloo's words where another rank has ended in the middle of a collective.
+        if not any(words in str(error) for words in ("Connection closed by peer", "Connection reset by peer")):
+            raise
+        # That rank is to say it first, and its exit code is to be the launcher's.
+        time.sleep(2 * _WAIT_FOR_MESSAGE_S)
+        print(f"distsam: rank {place().rank} has lost another rank, whose own message says why", file=sys.stderr)
+        raise SystemExit(FAILED) from None
 
 
 def _print_once(error: Exception, is_shared: bool) -> None:

@@ -37,10 +37,12 @@ class SignRule:
         up = 1.0 if is_nbar else -1.0
 
         def signed(value: Any, mean: Any, strength: Any) -> Any:
-            away, tie = value - mean, TIE * abs(value)
-            return ((away > tie) * up - (away < -tie) * up) * strength
+            away = value - mean
+            # The sign, by operators alone and in float64: of a tensor a bool times a float would be float32.
+            return (abs(away) > TIE * abs(value)) * (away / abs(away)) * up * strength
 
-        return table.each(signed, compared, table.row_mean(compared), alpha)
+        # Exactly the mean: 0 / 0.
+        return table.finite(table.each(signed, compared, table.row_mean(compared), alpha))
 
     def counts(self) -> Mapping[str, Tensor | int]:
         """Nothing."""

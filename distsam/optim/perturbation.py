@@ -13,7 +13,6 @@ from distsam.sharding import Pieces
 # accelerator, where a scaled direction needs room of its own, it bounds that room.
 CHUNK = 2**17
 DEVICE_CHUNK = 2**24
-LARGEST = torch.finfo(torch.float32).max
 
 
 class Perturbation:
@@ -25,6 +24,7 @@ class Perturbation:
         self._dtypes: list[torch.dtype] = []
         self._saved: list[Tensor] = []
         self._chunks: list[slice] = []
+        self._largest = math.inf
         self.is_inside = False
 
     def enter(self, pieces: Pieces, directions: Sequence[Tensor | None], scales: float | Tensor) -> None:
@@ -66,6 +66,7 @@ class Perturbation:
         dtypes = [w.dtype for w in weights]
         if pieces is not self._pieces or (is_moved, dtypes) != (self._is_moved, self._dtypes):
             self._pieces, self._is_moved, self._dtypes = pieces, is_moved, dtypes
+            self._largest = min(torch.finfo(dtype).max for dtype in dtypes)
             self._saved = [torch.empty_like(w) for w in weights]
             self._chunks = list(_chunks(weights, CHUNK if pieces.device.type == "cpu" else DEVICE_CHUNK))
 
@@ -77,8 +78,10 @@ class Perturbation:
             torch._foreach_add_(weights[chunk], moves)
 
     def _move_by_number(self, weights: list[Tensor], steps: list[Tensor], scales: float | list[float]) -> None:
-        if any(dtype != torch.float64 for dtype in self._dtypes):
-            scales = _in_single(scales) if isinstance(scales, float) else [_in_single(scale) for scale in scales]
+        if isinstance(scales, float):
+            scales = _held(scales, self._largest)
+        else:
+            scales = [_held(scale, self._largest) for scale in scales]
         for chunk in self._chunks:
             torch._foreach_copy_(self._saved[chunk], weights[chunk])
             if isinstance(scales, float):
@@ -88,9 +91,9 @@ class Perturbation:
                     weight.add_(step, alpha=scale)
 
 
-def _in_single(scale: float) -> float:
-    """Infinite where float32 has no such number: torch would raise, and so the step is seen not to be finite."""
-    return scale if abs(scale) <= LARGEST else math.copysign(math.inf, scale)
+def _held(scale: float, largest: float) -> float:
+    """Infinite where the weights' dtype has no such number: torch would raise, and so the step is skipped."""
+    return scale if abs(scale) <= largest else math.copysign(math.inf, scale)
 
 
 def _chunks(tensors: Sequence[Tensor], size: int) -> Iterator[slice]:

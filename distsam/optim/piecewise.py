@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim import optimizer as optimizers
 
 from distsam.sharding import is_sharded, local_tensor, placed_like
 
@@ -43,10 +44,11 @@ def step_base(base: Optimizer) -> None:
         base.state = whole_state
         for group, own in zip(base.param_groups, whole_groups, strict=True):
             group["params"] = own
-    for param in params:
-        piece = pieces.get(param, param)
-        if piece in state:
-            _take_over(whole_state, param, piece, state[piece])
+        # Also of a step that raised: what it has done belongs to the weights that it has moved.
+        for param in params:
+            piece = pieces.get(param, param)
+            if piece in state:
+                _take_over(whole_state, param, piece, state[piece])
 
 
 def _piece(param: nn.Parameter) -> Tensor:
@@ -73,4 +75,5 @@ def _take_over(whole_state: Any, param: nn.Parameter, piece: Tensor, values: dic
 
 
 def _has_hooks(base: Optimizer) -> bool:
-    return bool(base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks)
+    own = base._optimizer_step_pre_hooks or base._optimizer_step_post_hooks
+    return bool(own or optimizers._global_optimizer_pre_hooks or optimizers._global_optimizer_post_hooks)

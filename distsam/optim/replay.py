@@ -52,6 +52,7 @@ class KeptBuffers:
         return KeptBuffers, (self._model,)
 
     def __enter__(self) -> None:
+        self._visited.clear()
         if self._model is not None:
             for module in self._model.modules():
                 self._keep(module, None)
@@ -83,6 +84,11 @@ class KeptBuffers:
 
 def _copied(values: Tensor, room: Tensor | None) -> Tensor:
     """A copy of `values`, in `room` where it fits."""
-    if room is None or (room.shape, room.dtype, room.device) != (values.shape, values.dtype, values.device):
+    # What was copied under inference_mode cannot be written outside it.
+    if (
+        room is None
+        or room.is_inference()
+        or (room.shape, room.dtype, room.device) != (values.shape, values.dtype, values.device)
+    ):
         return values.clone()
     return room.copy_(values)

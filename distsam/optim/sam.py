@@ -48,6 +48,10 @@ class SAM(TwoPass):
         networks: Sequence[CoreNetwork] = ()
         if scope != "global" and model is not None and isinstance(base_optimizer, Optimizer):
             networks = _moved(core_networks(model), base_optimizer.param_groups)
+            if not networks:
+                raise ValueError(
+                    f"scope={scope!r}: the optimizer moves no core of a tensor network; use scope='global'"
+                )
         super().__init__(base_optimizer, GradientAscent(rho, scope, networks), model=model, max_skipped=max_skipped)
         self.scope = scope
 

@@ -15,15 +15,15 @@ _DASHES = ("-", "--", ":", "-.")
 
 
 def new_figure(title: str) -> tuple[Any, list[Any]]:
-    """A figure of 1440 x 960 pixels with four panels over the steps."""
+    """A figure of 1920 x 960 pixels with six panels over the steps."""
     # Not pyplot: it looks for windows, keeps every figure, and takes half as long again to load.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 8))
+    figure = Figure(figsize=(16, 8))
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(2, 2, sharex=True).flat)
-    figure.subplots_adjust(left=0.085, right=0.985, bottom=0.07, top=0.91, wspace=0.27, hspace=0.25)
+    panels = list(figure.subplots(2, 3, sharex=True).flat)
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.07, top=0.91, wspace=0.25, hspace=0.25)
     figure.suptitle(title)
     for axis in panels:
         axis.set_xlabel("step [updates]")
@@ -47,6 +47,11 @@ def draw_line(axis: Any, series: tuple[list[int], list[float]], colour: Any, lab
     steps, values = series
     marker = "o" if len(steps) == 1 else None
     axis.plot(steps, values, color=colour, linewidth=1.4, linestyle=dash, marker=marker, label=label or None)
+
+
+def mark_step(axis: Any, step: int) -> None:
+    """A dotted line where the weights that are kept were taken."""
+    axis.axvline(step, color="grey", linewidth=1.0, linestyle=":", label=f"best, step {step}")
 
 
 def colours(count: int) -> list[Any]:

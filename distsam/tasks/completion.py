@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsam.errors import ArgumentError, InputError, renaming
-from distsam.tasks.entries import Entries, Origin, check_indices
+from distsam.tasks.entries import Entries, Origin, check_indices, check_memory
 from distsam.tasks.metrics import SCORES, FitMetric
 from distsam.tasks.sampler import Sampler, nth_part
 from distsam.tasks.scaling import Scaling, mean_and_std
@@ -102,6 +102,8 @@ class CompletionTask:
         """
         seed, dtype, device = self.context.seed, self.context.dtype, self.context.device
         if self._init == "data":
+            # The dense tensor, and tensorly's filled copy and unfolding of it, in float64.
+            check_memory(24 * math.prod(self.entries.shape), Origin("init", f"data: a tensor of {self.entries.shape}"))
             with renaming({"tensor": "init", "spec": "init"}):
                 return TensorNetwork.from_dense(
                     self._training_values(), self.spec, seed=seed, dtype=dtype, device=device

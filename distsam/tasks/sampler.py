@@ -37,10 +37,14 @@ class Sampler:
             `count` int64 arrays of positions in [0, num_examples).
 
         Raises:
-            ArgumentError: about "accumulate": `count` does not divide the batch size that was asked for.
+            ArgumentError: about "accumulate": `count` does not divide the batch size that was asked for; or it is more
+                than a rank has of the full batch.
         """
         context = self.context
         if self.batch_size is None:
+            most = max(1, self.num_examples // context.data_size)
+            if count > most:
+                raise ArgumentError("accumulate", f"{count} is more than the {most} examples of a rank; give fewer")
             batch = np.arange(self.num_examples)
         elif self.batch_size % count:
             raise ArgumentError(

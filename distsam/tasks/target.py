@@ -46,7 +46,17 @@ def load_target(target: str, context: TaskContext, arguments: Mapping[str, Any] 
     arguments = dict(arguments or {})
     _check_call(target, factory, context, arguments)
     with users_code(target):
-        task = factory(context, **arguments)
+        try:
+            task = factory(context, **arguments)
+        except ArgumentError as error:
+            # A part of ours that the task has built refuses what it was given by a name of the task's own arguments.
+            if error.argument not in arguments:
+                raise
+            mistake: ArgumentError | None = ArgumentError(f"arguments.{error.argument}", error.problem)
+        else:
+            mistake = None
+    if mistake is not None:
+        raise mistake
     _check_members(target, task)
     return cast(Task, _UsersTask(target, task))
 
@@ -83,13 +93,15 @@ class _UsersTask:
     def microbatches(self, step: int, count: int) -> Sequence[Any]:
         pieces = self._call("microbatches", step, count)
         if not isinstance(pieces, Sequence) or len(pieces) != count:
-            raise self._wrong("microbatches", pieces, f"a list of count={count} pieces")
+            raise self._wrong("microbatches", pieces, f"a list of count={count} pieces, not of {_size(pieces)}")
         return pieces
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
         loss = self._call("loss", model, batch)
         if not isinstance(loss, Tensor) or loss.dim() or not loss.is_floating_point():
             raise self._wrong("loss", loss, "a scalar floating tensor")
+        if torch.is_grad_enabled() and not loss.requires_grad:
+            raise self._wrong("loss", loss, "what depends on the model's parameters, not detached from them")
         return loss
 
     def evaluate(self, model: nn.Module) -> Scores:
@@ -97,6 +109,11 @@ class _UsersTask:
             scores = self._call("evaluate", model)
         if not isinstance(scores, Mapping) or self.goal.key not in scores:
             raise self._wrong("evaluate", scores, f"scores with the goal's key {self.goal.key!r} among them")
+        columns = {key.rpartition("/")[2] for key in map(str, scores)}
+        for column in self.goal.columns:
+            if column not in columns:
+                wanted = f"a score of every column of its goal, and {column!r} has none"
+                raise self._wrong("evaluate", sorted(map(str, scores)), wanted)
         return {str(key): None if value is None else float(value) for key, value in scores.items()}
 
     def describe(self) -> str:
@@ -152,7 +169,7 @@ def _import(target: str, module_name: str) -> Any:
             f"{target}: there is no module {error.name!r}; install it, or start in the folder that holds it",
         ) from None
     except Exception as error:
-        raise _user_code_error(target, error) from None
+        raise _user_code_error(f"{target}: import of {module_name}", error) from None
 
 
 def _check_call(target: str, factory: Callable[..., Any], context: TaskContext, arguments: dict[str, Any]) -> None:
@@ -184,9 +201,14 @@ def _check_members(target: str, task: Any) -> None:
         )
 
 
+def _size(pieces: Any) -> str:
+    return str(len(pieces)) if isinstance(pieces, Sequence) else "another kind"
+
+
 def _shown(value: Any) -> str:
     text = " ".join(repr(value).split())
-    return f"a {type(value).__name__}, {text if len(text) <= 60 else text[:57] + '...'}"
+    article = "an" if type(value).__name__[0] in "aeiou" else "a"
+    return f"{article} {type(value).__name__}, {text if len(text) <= 60 else text[:57] + '...'}"
 
 
 def _user_code_error(what: str, error: Exception) -> UserCodeError:

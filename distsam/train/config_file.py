@@ -1,5 +1,6 @@
 """From a YAML file and `key=value` overrides to a checked Config, and back to YAML."""
 
+import json
 import re
 import stat
 from collections.abc import Sequence
@@ -102,6 +103,9 @@ def _merge(config: DictConfig, override: str) -> DictConfig:
     key, equals, value = override.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{override}: is no override; write section.key=value, such as optim.lr=1e-3")
+    # On a command line "#" begins no comment: it is part of a name, such as a file's.
+    if re.search(r"\s#", value) and value[0] not in "'\"[{":
+        override = f"{key}={json.dumps(value)}"
     try:
         merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
     except RecursionError:

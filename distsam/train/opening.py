@@ -30,4 +30,6 @@ def probable_mistakes(run: RunParts, config: Config) -> Iterator[str]:
             f"the model has {num_parameters} parameters for {values} training values and "
             "optim.weight_decay is 0: it will fit noise; a smaller network or an L2 term helps"
         )
+    if not run.coordinator.networks:
+        yield "the model holds no tensor network, so no balance is measured; build it of distsam.TensorNetwork"
     yield from unused_keys(config)

@@ -31,9 +31,12 @@ class TrainingProgress:
         self._stream = stream or sys.stdout
         self._goal_key = goal_key
         self._column = goal_key.rpartition("/")[2]
-        self._score = self._column.upper() if len(self._column) == 2 else self._column  # r2 is written R2
+        name = self._column.upper() if len(self._column) == 2 else self._column  # r2 is written R2
+        # "validation R2": which data it is of. While that part has no value, what is shown is of the training data.
+        self._score = f"{goal_key.rpartition('/')[0]} {name}".strip()
         self._values = dict.fromkeys(("loss", self._score, "deviation", "steps/s"), "-")
         self._last_shown_s = 0.0
+        self._step = start
         self._bar = _make_bar(self._stream) if shown and self._stream.isatty() else None
         if self._bar is not None:
             self._bar.start()
@@ -43,6 +46,7 @@ class TrainingProgress:
         """Move the bar to `step`, if there is a bar; it is drawn a few times a second only."""
         if self._bar is None:
             return
+        self._step = step
         now = time.monotonic()
         if now - self._last_shown_s >= _BAR_EVERY_S:
             self._last_shown_s = now
@@ -65,7 +69,7 @@ class TrainingProgress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._bar is not None:
-            self._bar.update(self._task, values=self._short_text())
+            self._bar.update(self._task, completed=self._step, values=self._short_text())
             self._bar.stop()
             self._bar = None
 

@@ -1,5 +1,6 @@
 """One run from its config to its summary."""
 
+import math
 import sys
 from collections.abc import Iterator
 from functools import partial
@@ -61,7 +62,9 @@ def run_training(config: Config) -> Summary:
         # All ranks have looked at the folder: from here on it may change.
         identity = _identify(config, task)
         run, lock = agreed(lambda: _prepare(config, folder, task, layout))
-        return _Run(config, folder, run, identity).train()
+        # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
+        with parts.TASKS.chosen(config.task).naming():
+            return _Run(config, folder, run, identity).train()
     finally:
         if lock is not None:
             lock.release()
@@ -142,7 +145,7 @@ class _Run:
                 self._run_loop(loop, trackers)
                 self._save(loop.elapsed_s)
                 self._wait_for_checkpoint()
-                summary = self._finish(loop, signals)
+                summary = self._finish(loop, signals, trackers)
         finally:
             progress.close()
             trackers.close()
@@ -224,7 +227,7 @@ class _Run:
         self._wait_for_checkpoint()
         self.checkpointer.save(self.state.step, tensors, plain)
 
-    def _finish(self, loop: TrainingLoop, signals: StopSignals) -> Summary:
+    def _finish(self, loop: TrainingLoop, signals: StopSignals, trackers: Tracker) -> Summary:
         """Write the summary; where no step was taken, keep the one that is there: a step cannot be measured again."""
         of_this_step = {"steps": self.state.step, **self.identity}
         kept = None
@@ -234,6 +237,9 @@ class _Run:
         goal = self.parts.task.goal
         summary.goal = SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
         summary.stopped_by = signals.received or self._reason(loop)
+        decided = summary.numbers.get(goal.key)
+        if summary.best_step is None and decided is not None and not math.isfinite(decided):
+            self._say(trackers, f"{goal.key} was never a finite number: no best weights were chosen")
         if self.is_first:
             try:
                 summary.write(self.folder.summary)

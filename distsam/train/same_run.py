@@ -65,7 +65,8 @@ def defining_values(config: Config, raw: Mapping[str, Any]) -> dict[str, Any]:
     keys = {*_DEFINING_KEYS, *(f"{section}.{key}" for section, kind in task.adds.items() for key in kind.model_fields)}
     values = {}
     for section, content in raw.items():
-        for name, value in (content or {}).items():
+        # What somebody has written into a saved config since need not be a section.
+        for name, value in content.items() if isinstance(content, Mapping) else ():
             key = f"{section}.{name}"
             if (section in sections or key in keys) and key not in MOVABLE_KEYS:
                 values[key] = value

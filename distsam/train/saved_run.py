@@ -104,14 +104,21 @@ def predict_run(
         prediction = task.fill(run.model, keep_known=False)
         tensor, known = prediction.copy(), task.entries
         tensor[tuple(known.indices.T)] = known.values
-        write_atomically(target, lambda stream: np.savez(stream, tensor=tensor, prediction=prediction))
+        _write(target, tensor=tensor, prediction=prediction)
         num_known = len(known.values)
         return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
     with arguments_as_keys("--entries", path="--entries"):
         indices = read_indices(entries, task.entries.shape)
     values = task.predict(run.model, indices)
-    write_atomically(target, lambda stream: np.savez(stream, indices=indices, values=values))
+    _write(target, indices=indices, values=values)
     return f"values of shape {values.shape}: predicted, whether known or not"
+
+
+def _write(target: Path, **arrays: np.ndarray) -> None:
+    try:
+        write_atomically(target, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+    except OSError as error:
+        raise InputError(f"--output: {target} cannot be written ({error.strerror}); choose another file") from None
 
 
 def _moved(folder: RunFolder) -> list[str]:

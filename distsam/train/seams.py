@@ -200,9 +200,13 @@ class SectionForm:
         return kept
 
     def unused(self, section: Section) -> Iterator[str]:
-        """One line for each swept key that was given a value and is used by none of the parts that were chosen."""
+        """One line for each swept key that was given a value and is used by none of the parts that were chosen.
+
+        None where those use no such key at all: a plain run beside the others, with the same config, is no mistake.
+        """
         used = {key for part in self._named(section.model_dump()) for key in part.keys.model_fields}
-        for key in dict.fromkeys(key for part in self._all_parts() for key in part.keys.SWEPT):
+        swept = dict.fromkeys(key for part in self._all_parts() for key in part.keys.SWEPT)
+        for key in swept if used.intersection(swept) else ():
             value, default = getattr(section, key), type(section).model_fields[key].default
             if key not in used and value != default:
                 [(seam, _), *_] = owners = self._owners(key)

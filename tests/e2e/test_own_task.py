@@ -129,7 +129,7 @@ def test_every_network_has_its_own_core_names_in_summary_rows_and_curves(
         ("task.target=nowhere:Task", "task.target: nowhere:Task: there is no module 'nowhere'"),
         ("task.target=three:Tusk", "task.target: three:Tusk: 'three' has no 'Tusk'; did you mean 'Task'?"),
         ("task.target=three", "task.target: is 'three'; it must be 'package.module:factory'"),
-        ("task.target=three:nothing", "task.target: three:nothing made a object"),
+        ("task.target=three:nothing", "task.target: three:nothing made an object"),
         ("task.arguments={width: 3}", "task.arguments: "),
         ("train.accumulate=3", "accumulate: 3 pieces of a batch of 2"),
         ("data.source=il2", "data.source: 'il2' is not used by task.kind=target, but by completion"),

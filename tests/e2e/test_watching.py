@@ -18,7 +18,7 @@ from distsam.runs.rows import read_rows
 def test_wandb_is_told_where_it_belongs_and_gets_every_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[dict[str, Any]] = []
     told: dict[str, Any] = {}
-    run = SimpleNamespace(define_metric=lambda *_, **__: None, log=rows.append, finish=lambda: None)
+    run = SimpleNamespace(id="k3x9", define_metric=lambda *_, **__: None, log=rows.append, finish=lambda: None)
 
     def init(**kwargs: Any) -> Any:
         told.update(kwargs)

@@ -1,13 +1,16 @@
 """What runs on every rank to look at steps of torch's optimizers on pieces."""
 
 import copy
+from contextlib import suppress
 from typing import Any
 
 import torch
 from rank_cases import build, entries
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from distsam.optim import piecewise
 from distsam.optim.piecewise import step_base
 from distsam.sharding import local_tensor
 
@@ -40,6 +43,42 @@ def compare_with_steps_on_dtensors(name: str) -> tuple[bool, bool, bool]:
         for v in values.values()
     )
     return has_weights, has_state, is_placed
+
+
+def step_that_raises() -> tuple[int, int]:
+    """How many parameters have state after a first step that ends in an exception, and how many there are."""
+    model, _, _ = build("fsdp", 1, torch.float64, "base")
+    base = Raising(model.parameters(), lr=0.01)
+    indices, values = entries(torch.float64)
+    (model(indices) - values).square().mean().backward()
+    piecewise.ELEMENTWISE, kept = frozenset([Raising]), piecewise.ELEMENTWISE
+    try:
+        with suppress(InterruptedError):
+            step_base(base)
+    finally:
+        piecewise.ELEMENTWISE = kept
+    params = list(model.parameters())
+    return sum(bool(base.state[p]) for p in params), len(params)
+
+
+class Raising(torch.optim.Adam):
+    """Raises once all is done."""
+
+    def step(self, closure: Any = None) -> Any:
+        super().step(closure)
+        raise InterruptedError
+
+
+def step_with_a_global_hook() -> list[bool]:
+    """As `step_with_a_hook`, of a hook on all optimizers of the process."""
+    _, optimizer, closure = build("fsdp", 1, torch.float64, "base")
+    found: list[bool] = []
+    hook = register_optimizer_step_post_hook(
+        lambda base, *_: found.append(any(isinstance(p, DTensor) for p in base.param_groups[0]["params"]))
+    )
+    optimizer.step(closure)
+    hook.remove()
+    return found
 
 
 def step_with_a_hook() -> list[bool]:

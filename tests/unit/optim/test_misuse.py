@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from two_networks import network_of
 
 import distsam
@@ -182,3 +183,60 @@ def test_a_scale_that_is_a_whole_number_is_a_number() -> None:
 
     optimizer.step(closure)
     assert weight.item() == 1.0 - 0.5 * 2.0  # the gradient at w + 1 w
+
+
+METHODS = ["sam", "das"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_hooks_on_state_dicts_fire(method: str) -> None:
+    """They were kept by the wrapper, which has no state of its own, and never called."""
+    _, optimizer = build(method)
+    seen: list[str] = []
+    optimizer.register_state_dict_pre_hook(lambda *_: seen.append("before"))
+    optimizer.register_state_dict_post_hook(lambda *_: seen.append("after"))
+    optimizer.register_load_state_dict_pre_hook(lambda *_: seen.append("before loading"))
+    optimizer.register_load_state_dict_post_hook(lambda *_: seen.append("after loading"))
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert seen == ["before", "after", "before loading", "after loading"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_state_that_dcp_asks_for_before_the_first_step_counts_nothing(method: str) -> None:
+    """It takes a step without a closure to have state made, which SAM refused and DAS counted."""
+    model, _ = build(method)
+    base = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    optimizer = distsam.SAM(base) if method == "sam" else distsam.DAS(base, distsam.core_networks(model), alpha=0.1)
+    before = [p.detach().clone() for p in model.parameters()]
+    state = get_optimizer_state_dict(model, optimizer)
+    assert len(state["state"]) == len(before)
+    assert optimizer.num_steps == 0
+    assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
+
+
+def test_parameters_that_were_replaced_are_measured() -> None:
+    """Where a rank grew, the new parameters were stepped plainly: only their number was looked at."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    sam = distsam.SAM(torch.optim.SGD([weight], lr=0.1), rho=0.5)
+
+    def step(parameter: nn.Parameter) -> None:
+        def closure() -> Tensor:
+            sam.zero_grad()
+            loss = parameter.pow(3).sum()
+            loss.backward()
+            return loss
+
+        sam.step(closure)
+
+    step(weight)
+    grown = nn.Parameter(torch.ones(4, dtype=torch.float64))
+    sam.param_groups[0]["params"][0] = grown
+    step(grown)
+    # g = 3 w^2 = 3 each, so w + rho g / |g| = 1 + 0.25, and the step is along 3 * 1.25^2.
+    torch.testing.assert_close(grown.detach(), torch.full_like(grown, 1 - 0.1 * 3 * 1.25**2), rtol=1e-14, atol=0)
+
+
+def test_a_scope_without_networks_is_refused() -> None:
+    model = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match="moves no core of a tensor network"):
+        distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), scope="network", model=model)

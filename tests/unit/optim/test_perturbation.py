@@ -106,11 +106,12 @@ def test_weights_come_back_bit_for_bit_in_another_precision_than_the_last_time()
         assert all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True))
 
 
-def test_a_radius_beyond_float32_skips_the_step_and_keeps_the_weights() -> None:
+@pytest.mark.parametrize(("dtype", "rho"), [(torch.float32, 1e200), (torch.float16, 1e6), (torch.bfloat16, 1e200)])
+def test_a_radius_beyond_the_dtype_skips_the_step_and_keeps_the_weights(dtype: torch.dtype, rho: float) -> None:
     """It ended in torch's "value cannot be converted to type float without overflow"."""
-    params = parameters((3, 2), (4,))
+    params = parameters((3, 2), (4,), dtype=dtype)
     before = [p.detach().clone() for p in params]
-    sam = distsam.SAM(torch.optim.SGD(params, lr=0.1), rho=1e200)
+    sam = distsam.SAM(torch.optim.SGD(params, lr=0.1), rho=rho)
 
     def closure() -> Tensor:
         sam.zero_grad()

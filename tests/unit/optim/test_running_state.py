@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 import distsam
+from distsam.optim.replay import KeptBuffers
 
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "batch": lambda: nn.BatchNorm1d(3),
@@ -140,3 +141,15 @@ def test_statistics_are_kept_in_a_later_step_of_another_dtype() -> None:
     sam.step(closure_of(model, sam, x.double()))
     assert torch.equal(model[1].running_mean, clean.running_mean)
     assert model[1].num_batches_tracked == clean.num_batches_tracked == 4
+
+
+def test_statistics_are_kept_after_a_step_under_inference_mode() -> None:
+    """The copy that was made there could not be written to outside."""
+    model = nn.BatchNorm1d(3)
+    kept = KeptBuffers(None)
+    with torch.inference_mode(), kept:
+        model(torch.randn(4, 3))
+    before = model.running_mean.clone()
+    with kept:
+        model(torch.randn(4, 3))
+    assert torch.equal(model.running_mean, before)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -34,12 +35,12 @@ def write(folder: Path, rows: list[dict[str, float | int | None]], tail: str = "
 @pytest.mark.parametrize("steps", [0, 1, 20])
 def test_curves_are_drawn_however_few_rows_there_are(tmp_path: Path, steps: int) -> None:
     target = curves.draw_curves(write(tmp_path, [row(s) for s in range(steps)], tail='{"cut'))
-    assert matplotlib.image.imread(target).shape[:2] == (960, 1440)
+    assert matplotlib.image.imread(target).shape[:2] == (960, 1920)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["curves.png", "metrics.jsonl"]
 
 
 def drawn_axes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The four panels of curves.png."""
+    """The six panels of curves.png."""
     figures: list[Figure] = []
     monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: figures.append(self))
     curves.draw_curves(folder)
@@ -48,11 +49,13 @@ def drawn_axes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def test_axes_have_labels_with_units_and_say_what_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     axes = drawn_axes(write(tmp_path, [row(s) for s in range(20)]), monkeypatch)
-    loss, r2, deviation, norms = axes
+    loss, r2, errors, deviation, norms, speed = axes
     assert all("[" in axis.get_ylabel() for axis in axes)
     assert all("[updates]" in axis.get_xlabel() for axis in axes)
-    assert "cut off below -1" in r2.get_ylabel()
-    assert r2.get_ylim()[0] == -1
+    assert "cut off above 2" in r2.get_ylabel()
+    assert max(value for line in r2.lines for value in line.get_ydata()) == 2
+    assert errors.get_title() == "RMSE on each part of the data"
+    assert len(speed.lines) <= 1
     assert "cut off" in deviation.get_ylabel()
     assert [text.get_text() for text in norms.get_legend().get_texts()] == ["left", "right"]
     assert len(loss.lines) == 1
@@ -64,7 +67,7 @@ def test_a_deviation_that_starts_at_nothing_is_marked_at_the_foot_of_its_axis(
 ) -> None:
     """A logarithmic axis has no place for 0: the first point was not in the picture, and nothing said so."""
     rows = [{"train/step": s, "balance/network/norm_deviation": 10.0**s if s else start} for s in range(4)]
-    deviation = drawn_axes(write(tmp_path, rows), monkeypatch)[2]
+    deviation = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
     assert deviation.get_yscale() == "log"
     floor = deviation.get_ylim()[0]
     assert 1 < floor < 10
@@ -83,7 +86,7 @@ def test_every_network_has_its_own_cores(tmp_path: Path, monkeypatch: pytest.Mon
     cores = {"encoder.0": ("central", "factor_0"), "head": ("core_0", "core_1", "core_2")}
     norms = {f"balance/{n}/core_norm_sq/{core}": 4.0 for n, names in cores.items() for core in names}
     rows = [{"train/step": s, **norms} for s in range(3)]
-    axis = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    axis = drawn_axes(write(tmp_path, rows), monkeypatch)[4]
     assert legend_of(axis) == [f"{network}, {core}" for network, names in cores.items() for core in names]
 
 
@@ -111,7 +114,7 @@ def test_a_single_row_is_a_visible_point(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_core_norms_are_drawn_as_norms_not_as_their_squares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"train/step": s, "balance/n/core_norm_sq/left": (s + 2.0) ** 2} for s in range(3)]
-    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[4]
     assert list(norms.lines[0].get_ydata()) == [2.0, 3.0, 4.0]
 
 
@@ -124,7 +127,7 @@ def test_many_cores_get_a_note_instead_of_a_legend(
 ) -> None:
     keys = [f"balance/n.{n}/core_norm_sq/{k}" for n in range(networks) for k in range(cores)]
     rows = [{"train/step": s, **{key: 1.0 + s + i for i, key in enumerate(keys)}} for s in range(3)]
-    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[3]
+    norms = drawn_axes(write(tmp_path, rows), monkeypatch)[4]
     [text] = norms.texts
     last = "39" if networks == 1 else "n.63, 1"
     assert text.get_text() == f"{note}\nhighest at the end: {last}"
@@ -138,3 +141,17 @@ def test_a_folder_without_metrics_is_refused(tmp_path: Path) -> None:
 def test_report_is_imported_without_torch() -> None:
     code = "import distsam.report.curves, sys; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_good_scores_are_told_apart_and_the_best_step_is_marked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between -1 and 1.02 an R2 of 0.94 and one of 0.997 looked the same."""
+    goal = SavedGoal("validation/r2", columns=("r2",))
+    Summary(goal=goal, best_step=2).write(tmp_path / "summary.json")
+    rows = [{"train/step": s, "validation/r2": 0.94, "heldout/r2": 0.997} for s in range(3)]
+    axis = drawn_axes(write(tmp_path, rows), monkeypatch)[1]
+    assert axis.get_yscale() == "log"
+    assert legend_of(axis) == ["validation (last R² 0.94)", "heldout (last R² 0.997)", "best, step 2"]
+    low, high = (float(np.log10(limit)) for limit in axis.get_ylim())
+    assert (np.log10(0.06) - np.log10(0.003)) / (high - low) > 0.5

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distsam.errors import ArgumentError
-from distsam.tasks.entries import Origin, check_indices, entries_from_coordinates, entries_from_dense
+from distsam.tasks.entries import Origin, check_indices, check_memory, entries_from_coordinates, entries_from_dense
 
 INDICES = np.array([[0, 0, 1], [1, 2, 3], [0, 2, 0]])
 VALUES = np.array([1.0, -2.0, 3.0])
@@ -127,3 +127,27 @@ def test_the_digest_tells_data_apart_by_place_value_and_shape() -> None:
     assert digest == entries_from_dense(tensor.copy()).sha256()
     others = (tensor + 1, tensor.reshape(3, 2), tensor[:, ::-1])
     assert digest not in {entries_from_dense(other).sha256() for other in others}
+
+
+def test_what_a_mask_hides_is_missing() -> None:
+    """The -999 under the mask of a numpy masked array was fitted."""
+    tensor = np.ma.masked_equal(np.array([[1.0, -999.0, 3.0], [4.0, 5.0, -999.0]]), -999.0)
+    entries = entries_from_dense(tensor)
+    assert entries.values.tolist() == [1.0, 3.0, 4.0, 5.0]
+    assert entries.indices.tolist() == [[0, 0], [0, 2], [1, 0], [1, 1]]
+    values = np.ma.masked_equal(np.array([1.0, -999.0]), -999.0)
+    assert entries_from_coordinates(np.array([[0, 0], [1, 1]]), values, (2, 2)).values.tolist() == [1.0]
+
+
+def test_values_whose_squares_vanish_are_refused() -> None:
+    """Values of 1e-300 were taken for constants, and nothing was learnt without a word."""
+    with pytest.raises(ArgumentError, match=r"the largest value is 1e-300 in size.*power of ten"):
+        entries_from_dense(np.array([[0.0, 1e-300], [1e-301, 0.0]]))
+    assert len(entries_from_dense(np.array([[0.0, 1e-300], [1.0, 0.0]]))) == 4
+    assert len(entries_from_dense(np.zeros((2, 2)))) == 4
+
+
+def test_what_needs_more_memory_than_there_is_is_refused_before_it_is_taken() -> None:
+    check_memory(1, Origin("sizes"))
+    with pytest.raises(ArgumentError, match=r"needs 4 EiB of memory and .* are free here"):
+        check_memory(2**62, Origin("sizes", "here"))

@@ -110,7 +110,7 @@ def test_what_is_no_factory_or_makes_no_task_is_refused_naming_what_it_lacks(use
     users_module(
         TASK + "\nnumber = 3\ndef make(context): return Users(context).build_model()\ndef none(context): pass\n"
     )
-    refused("target", "mine:number is a int, 3", target="mine:number")
+    refused("target", "mine:number is an int, 3", target="mine:number")
     refused("target", "a NoneType, None, which is no task: it lacks goal, build_model", target="mine:none")
     refused("target", "a Linear", "lacks goal, build_model, microbatches, loss, evaluate", target="mine:make")
 
@@ -162,8 +162,8 @@ def checked_traceback(error: UserCodeError) -> tuple[str, str]:
             "ModuleNotFoundError: No module named 'nothing_like_it'",
             "import nothing_like_it",
         ),
-        ("1 / 0\n", "mine:Users raised ZeroDivisionError", "1 / 0"),
-        ("def Users(context:\n", "mine:Users raised SyntaxError", "def Users(context:"),
+        ("1 / 0\n", "mine:Users: import of mine raised ZeroDivisionError", "1 / 0"),
+        ("def Users(context:\n", "mine:Users: import of mine raised SyntaxError", "def Users(context:"),
     ],
 )
 def test_what_the_users_code_raises_keeps_its_traceback_without_ours(

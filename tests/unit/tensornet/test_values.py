@@ -158,3 +158,16 @@ def test_on_an_accelerator_an_entry_outside_is_marked_in_every_mode():
     """It has no check that the host can raise from; (0, 3) of a (4, 3) tensor would be read as (1, 0)."""
     indices = torch.tensor([[0, 0], [3, 2], [0, 3], [4, 0], [-1, 1], [1, -1]])
     assert mark_outside(indices, (4, 3)).tolist() == [[0, 0], [3, 2], *[[-1, -1]] * 4]
+
+
+@pytest.mark.parametrize("spec", [distsam.cp((5, 4, 3), 2), distsam.tucker((5, 4, 3), (2, 2, 2))])
+def test_entries_can_be_differentiated_by_torch_func(spec: distsam.NetworkSpec) -> None:
+    """jacrev runs backward under vmap, where a tensor of zeros took no gradients of several outputs."""
+    network = distsam.TensorNetwork(spec, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    indices = torch.tensor([[0, 1, 2], [4, 3, 0], [0, 1, 2]])
+    params = {name: p.detach() for name, p in network.named_parameters()}
+    found = torch.func.jacrev(lambda p: torch.func.functional_call(network, p, (indices,)))(params)
+    for row, value in enumerate(network.at(indices)):
+        grads = torch.autograd.grad(value, list(network.parameters()), retain_graph=True)
+        for jacobian, grad in zip(found.values(), grads, strict=True):
+            torch.testing.assert_close(jacobian[row], grad, rtol=1e-14, atol=1e-15)

@@ -1,3 +1,6 @@
+import json
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -5,7 +8,7 @@ import pytest
 from distsam.errors import InputError
 from distsam.train.config import section_forms
 from distsam.train.config_errors import all_keys
-from distsam.train.config_file import load_config, to_yaml
+from distsam.train.config_file import load_config, read_yaml, to_yaml
 from distsam.train.parts import METHODS
 
 MINIMAL = """
@@ -220,6 +223,53 @@ def test_the_keys_that_others_script_against_are_there() -> None:
 def test_keys_of_parts_are_checked_with_them(path: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_config(path, overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("train: " + "[" * 300 + "]" * 300, "cannot be read as YAML: it is nested too deep"),
+        ("train: {steps: " + "9" * 6000 + "}", "cannot be read as YAML: "),
+        ("- 1\n" * 300_000, "has 1200000 bytes; a config has at most 1048576"),
+    ],
+    ids=["deep", "digits", "large"],
+)
+def test_yaml_that_cannot_be_a_config_is_one_line(tmp_path: Path, text: str, says: str) -> None:
+    """Each ended in a traceback, or took minutes."""
+    file = tmp_path / "odd.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError) as caught:
+        load_config(file)
+    assert str(caught.value).startswith(f"{file}: {says}")
+    assert len(str(caught.value)) < 400 + len(str(file))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is no regular file"):
+        load_config(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("optim.wd=1", "optim.weight_decay"), ("optim.learning_rate=1", "optim.lr"), ("train.epochs=3", "train.steps")],
+)
+def test_what_other_programs_call_it_is_understood(path: Path, given: str, meant: str) -> None:
+    """optim.wd was taken for a misspelt lr."""
+    with pytest.raises(InputError, match=f"unknown key; did you mean {re.escape(meant)}\\?"):
+        load_config(path, [given])
+
+
+@pytest.mark.parametrize("name", ["a #b.npy", "a${b}.npy", r"a\${b}.npy", r"a\\${b}", "${a}${b}", "a: b", "'a'"])
+def test_any_name_of_a_file_is_saved_and_read_again_as_it_is(path: Path, tmp_path: Path, name: str) -> None:
+    """After " #" a name was cut off; a folder called a${b} made a run that could not be evaluated."""
+    quoted = name if "#" in name else json.dumps(name.replace("\\", "\\\\").replace("${", "\\${"))
+    config = load_config(path, ["data.source=file", f"data.path={quoted}"])
+    assert Path(config.data.path).name == name
+    saved = tmp_path / "config.yaml"
+    saved.write_text(to_yaml(config))
+    assert load_config(saved).data.path == config.data.path
+    assert read_yaml(saved)["data"]["path"] == config.data.path
 
 
 def test_a_missing_space_in_the_arguments_is_named(tmp_path: Path) -> None:

@@ -27,7 +27,19 @@ def test_plain_lines_name_their_numbers() -> None:
     progress.show(ROW)
     progress.close()
     [line] = out.getvalue().splitlines()
-    assert line.split() == ["step", "10/10", "loss", "0.25", "R2", "0.5", "deviation", "12.5", "steps/s", "-"]
+    assert line.split() == [
+        "step",
+        "10/10",
+        "loss",
+        "0.25",
+        "validation",
+        "R2",
+        "0.5",
+        "deviation",
+        "12.5",
+        "steps/s",
+        "-",
+    ]
 
 
 def test_plain_lines_do_not_flood_but_the_last_one_comes() -> None:
@@ -68,3 +80,12 @@ def test_other_ranks_show_nothing(terminal: Terminal) -> None:
     progress.tick(10)
     progress.close()
     assert terminal.getvalue() == ""
+
+
+def test_the_bar_ends_at_the_last_step(terminal: Terminal) -> None:
+    """It stood at 999/1000: the last step came too soon after one that was drawn."""
+    progress = TrainingProgress(1000, 0, shown=True, goal_key=GOAL, stream=terminal)
+    for step in range(1, 1001):
+        progress.tick(step)
+    progress.close()
+    assert "1000/1000" in terminal.getvalue()

@@ -101,3 +101,9 @@ def test_a_run_folder_with_a_file_in_the_place_of_the_checkpoints_is_refused(tmp
     (tmp_path / "checkpoints").write_text("")
     with pytest.raises(InputError, match=r"run.dir: .* holds a file checkpoints; choose another folder"):
         check_folder(RunFolder(tmp_path), config_of(tmp_path))
+
+
+def test_a_saved_config_whose_sections_are_none_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: [1, 2]\nnetwork: 3\n")
+    with pytest.raises(InputError, match=r"differs from the run in .*, where it is absent"):
+        check_folder(RunFolder(tmp_path), config_of(tmp_path, resume="auto"))
