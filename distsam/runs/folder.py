@@ -73,6 +73,9 @@ class RunFolder:
             raise ArgumentError("path", f"{self.path} cannot be a folder, because {parent} is a file")
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise ArgumentError("path", f"{self.path} holds a file {self.checkpoints.name}; choose another folder")
+        for file in (self.config, self.metrics, self.summary, self.curves, self.lock):
+            if file.is_dir():
+                raise ArgumentError("path", f"{self.path} holds a folder {file.name}; remove it, or choose another")
         if not os.access(parent, os.W_OK):
             raise ArgumentError("path", f"{self.path} cannot be written; choose a folder that you may write")
 

@@ -179,7 +179,7 @@ def _check_schedules(config: Config) -> None:
 
 def _check_task(raw: Mapping[str, Any], forms: Mapping[str, SectionForm]) -> None:
     kind = task_of(raw).get("kind", TaskKeys.model_fields["kind"].default)
-    if kind not in parts.TASKS.parts:
+    if not isinstance(kind, str) or kind not in parts.TASKS.parts:
         raise InputError(f"task.kind: {kind!r} is not valid; must be one of {', '.join(parts.TASKS.parts)}")
     for word, part in parts.TASKS.parts.items():
         for form in part.sections:

@@ -296,6 +296,18 @@ def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path: Path, damage: str) -
     assert_refused(tmp_path, *resume, says=f"{state}: holds no {damage} that" if is_counter else cut)
 
 
+def test_a_mode_too_large_for_the_machine_is_named_before_memory_is_taken(tmp_path: Path) -> None:
+    """A mode of 2**40 ended in a traceback of torch's allocator."""
+    indices = np.argwhere(np.ones((3, 4, 5)))
+    np.savez(tmp_path / "t.npz", indices=indices, values=np.arange(60.0), shape=[2**40, 7, 8])
+    data = ["network.dtype=float32", *from_file(tmp_path / "t.npz"), f"run.dir={tmp_path}/run"]
+    says = f"data.path: '{tmp_path}/t.npz': mode 0 of size 1099511627776: the network has 2.2e+12 parameters and needs "
+    assert_refused(tmp_path, "train", small_config(tmp_path), *data, says=says)
+    sizes = "data.sizes={a: 100000, b: 100000, c: 4000, r: 2}"
+    says = "data.sizes: {'a': 100000, 'b': 100000, 'c': 4000, 'r': 2}: needs 873 TiB of memory and "
+    assert_refused(tmp_path, "train", small_config(tmp_path), sizes, f"run.dir={tmp_path}/run", says=says)
+
+
 def test_no_command_is_a_usage_error_that_shows_the_help() -> None:
     result = invoke()
     assert result.exit_code == 2
