@@ -117,11 +117,15 @@ def test_rates_of_a_skipped_step_do_not_exist(build: Build) -> None:
 @every_method
 def test_networks_of_another_model_and_second_coordinators_are_refused(build: Build) -> None:
     model, other = Model(), Model()
-    optimizer = build(BASES["sgd"](model), other)
-    if any(w.networks for w in optimizer.chain()):
-        with pytest.raises(ValueError, match="none of its cores is in the optimizer"):
-            optimizer.step(closure_of(model, optimizer))
+
+    def step_with_others_networks() -> None:
+        optimizer = build(BASES["sgd"](model), other)
+        optimizer.step(closure_of(model, optimizer))
+
     optimizer = build(BASES["sgd"](model), model)
+    if any(w.networks for w in optimizer.chain()):
+        with pytest.raises(ValueError, match=r"none of its cores is in the optimizer|the optimizer moves no core of a"):
+            step_with_others_networks()
     distsam.BalanceCoordinator(model, optimizer)
     with pytest.raises(ValueError, match="has a coordinator already"):
         distsam.BalanceCoordinator(model, optimizer)

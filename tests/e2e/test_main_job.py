@@ -174,6 +174,6 @@ def test_how_often_das_hit_its_bound_is_published(tmp_path: Path) -> None:
 
 
 def test_a_run_says_at_its_start_what_it_is_and_what_is_hardly_meant(tmp_path: Path) -> None:
-    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "optim.method=base")
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "optim.method=sam")
     assert result.stdout.startswith("cp network of 8 x 6 x 4, 36 parameters; 103 training, 12 validation, ")
-    assert result.stderr == "distsam: optim.alpha: 0.01 is not used by optim.method=base; it is for das, nbar, obar\n"
+    assert result.stderr == "distsam: optim.alpha: 0.01 is not used by optim.method=sam; it is for das, nbar, obar\n"
