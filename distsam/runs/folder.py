@@ -82,7 +82,7 @@ class RunFolder:
     @property
     def lock(self) -> Path:
         """Held by the run that writes here."""
-        return self.path / "run.lock"
+        return self.path / "lock"
 
     def claim(self, config: str, check: Callable[[], None] = lambda: None) -> RunLock:
         """Create the folder, lock it, and write `config` into its config.yaml, unless it holds a run already.

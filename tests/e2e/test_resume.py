@@ -140,7 +140,7 @@ def test_the_config_is_there_before_anything_else_of_the_run(tmp_path: Path, mon
     monkeypatch.setattr("distsam.train.run.Checkpointer", die)
     command = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run", "train.resume=auto"]
     assert invoke(*command).exit_code != 0
-    assert seen == [["config.yaml", "run.lock"]]
+    assert seen == [["config.yaml", "lock"]]
 
 
 def test_a_run_on_two_ranks_goes_on_alone_and_back(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def held_by_another(path: Path) -> subprocess.Popen[str]:
 
 
 def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> None:
-    path = tmp_path / "run.lock"
+    path = tmp_path / "lock"
     with held_by_another(path) as holder:
         with pytest.raises(ArgumentError, match=rf"is in use by process {holder.pid} on {socket.gethostname()} since"):
             RunLock(path)
@@ -41,7 +41,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(tmp_path: Path) -> 
 
 
 def test_a_released_lock_is_free_and_says_nobody(tmp_path: Path) -> None:
-    path = tmp_path / "run.lock"
+    path = tmp_path / "lock"
     lock = RunLock(path)
     assert json.loads(path.read_text())["pid"] == os.getpid()
     lock.release()
@@ -52,7 +52,7 @@ def test_a_released_lock_is_free_and_says_nobody(tmp_path: Path) -> None:
 
 def test_a_holder_on_another_machine_is_named_until_it_is_silent(tmp_path: Path) -> None:
     """Where the file system does not share locks, the file says who is there."""
-    path = tmp_path / "run.lock"
+    path = tmp_path / "lock"
     path.write_text(json.dumps({"host": "node7", "pid": 41, "started": "2026-01-01T00:00:00+00:00"}))
     with pytest.raises(ArgumentError, match=r"in use by process 41 on node7 since 2026-01-01.*start again in 60 s"):
         RunLock(path)
@@ -67,7 +67,7 @@ def test_a_file_system_without_locks_knows_a_living_holder_by_its_process(
     def no_locks(*_: object) -> None:
         raise OSError(38, "Function not implemented")
 
-    path = tmp_path / "run.lock"
+    path = tmp_path / "lock"
     with held_by_another(path) as holder:
         monkeypatch.setattr(lock_module.fcntl, "flock", no_locks)
         with pytest.raises(ArgumentError, match=f"process {holder.pid}"):
@@ -79,7 +79,7 @@ def test_a_file_system_without_locks_knows_a_living_holder_by_its_process(
 
 def test_the_holder_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock_module, "_BEAT_S", 0.01)
-    path = tmp_path / "run.lock"
+    path = tmp_path / "lock"
     lock = RunLock(path)
     os.utime(path, (0, 0))
     for _ in range(1000):
@@ -93,7 +93,7 @@ def test_the_holder_shows_that_it_lives(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "run.lock").symlink_to(tmp_path / "precious")
+    (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
     with pytest.raises(ArgumentError, match="cannot be written"):
         RunFolder(tmp_path / "run").claim("config")
     assert (tmp_path / "precious").read_text() == "kept"
