@@ -166,6 +166,7 @@ class Meter:
         self.pieces = make_pieces(self.params, [id(p) in moved for p in self.params])
         self.device = self.pieces.device
         self._owned = [float(owns) for owns in self.pieces.owned]
+        self._owned_cores = torch.tensor(self._owned[: self.num_cores], dtype=torch.float64, device=self.device)
         self._weights: dict[tuple[int, int], list[float]] = {}
         self._weights_on_device: dict[tuple[int, int], Tensor] = {}
         self._nothing = torch.zeros((), device=self.device)
@@ -183,8 +184,7 @@ class Meter:
         if not self.cores:
             return torch.zeros(0, dtype=torch.float64, device=self.device)
         with torch.no_grad():
-            owned = torch.tensor(self._owned[: self.num_cores], dtype=torch.float64, device=self.device)
-            return self._sum(norms(self._core_weights(), is_exact=True).mul(owned).square_())
+            return self._sum(norms(self._core_weights(), is_exact=True).mul(self._owned_cores).square_())
 
     def first_pass(
         self,

@@ -66,11 +66,13 @@ class NativeEngine:
             raise RuntimeError("the engine is closed: build a new one for more steps")
         if not losses:
             raise ValueError("losses: there is none; give one callable per micro-batch")
+        num_steps = self.num_steps
         try:
             loss = self.optimizer.step(lambda: self._sweep(losses))  # type: ignore[arg-type, return-value]
         except TrainingDiverged:
-            # The step counts: a run that goes on from its checkpoint would be a step behind in its schedules.
-            self._advance_schedules()
+            # A step that counts: a run that goes on from its checkpoint would be a step behind in its schedules.
+            if self.num_steps > num_steps:
+                self._advance_schedules()
             raise
         assert isinstance(loss, Tensor)
         self._advance_schedules()

@@ -94,7 +94,7 @@ class TwoPass(Wrapper):
         """
         has_second = self.ascent.wants_second(self.num_steps + 1)
         if closure is None:
-            if self._pending is None and self.is_primed(closure):
+            if self._pending is None and self.is_primed():
                 return None
             if self._pending is None and not has_second:
                 self._finish_first(None)

@@ -181,11 +181,11 @@ class Wrapper(Optimizer):
             raise ValueError("closure returned None: it must zero the gradients, run backward and return the loss")
         return loss.detach() if isinstance(loss, Tensor) else loss
 
-    def is_primed(self, closure: Closure | None) -> bool:
-        """True if this step was no step: `torch.distributed.checkpoint.state_dict` has an optimizer without state make
-        one, by a step without closure along gradients of zeros with learning rates of 0. Nothing is counted then."""
+    def is_primed(self) -> bool:
+        """True if this step without a closure was none: `torch.distributed.checkpoint.state_dict` has an optimizer
+        without state make one, by a step along gradients of zeros with learning rates of 0. Nothing is counted then."""
         base = self.base_optimizer
-        if closure is not None or base.state or any(float(group["lr"]) != 0 for group in base.param_groups):
+        if base.state or any(float(group["lr"]) != 0 for group in base.param_groups):
             return False
         grads = [p.grad for group in base.param_groups for p in group["params"] if p.grad is not None]
         if not grads or any(local_tensor(grad).any() for grad in grads):
@@ -282,7 +282,7 @@ class OnePass(Wrapper):
         Raises:
             TrainingDiverged: too many skipped steps in a row.
         """
-        if closure is None and self.is_primed(closure):
+        if closure is None and self.is_primed():
             return None
         loss = None if closure is None else self.evaluate(closure)
         guard = self.guard

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from distsam.environment import available_bytes, in_units
+from distsam.environment import available_bytes, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Part, Seam, Section, field_validator
@@ -139,7 +139,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
     with arguments_as_keys("network"):
         spec = formats.chosen(network).build(network, entries.shape)
-    _check_memory(config, spec)
+    _check_memory(config, spec, context.device.type)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
     return CompletionTask(
@@ -156,12 +156,14 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
     )
 
 
-def _check_memory(config: Any, spec: Any) -> None:
+def _check_memory(config: Any, spec: Any, device_type: str) -> None:
     """InputError where the network cannot be trained in the memory that there is, before any of it is taken."""
     itemsize = 8 if "float64" in (config.train.precision, config.network.dtype) else 4
-    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy. At the
-    # start the weights are drawn in float64.
-    per_parameter = max(6 * itemsize, 8 + itemsize)
+    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy: cut by
+    # fsdp, and not in this memory on an accelerator. At the start every rank draws the weights whole, in float64.
+    num_shards = place().world_size if config.sharding.plan == "fsdp" else 1
+    trained = 6 * itemsize / num_shards if device_type == "cpu" else 0
+    per_parameter = max(trained, 8 + itemsize)
     needed, available = per_parameter * spec.num_parameters, available_bytes()
     if needed <= available:
         return
@@ -173,8 +175,8 @@ def _check_memory(config: Any, spec: Any) -> None:
     key, given = origin(config)
     raise InputError(
         f"{key}: {given!r}: {what}: the network has {spec.num_parameters:.3g} parameters and needs "
-        f"{in_units(needed)} of memory to be trained ({per_parameter} bytes each), and {in_units(available)} are free "
-        "here; take smaller modes or a smaller network"
+        f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {in_units(available)} are "
+        "free here; take smaller modes or a smaller network"
     )
 
 

@@ -32,9 +32,10 @@ class TrainingProgress:
         self._goal_key = goal_key
         self._column = goal_key.rpartition("/")[2]
         name = self._column.upper() if len(self._column) == 2 else self._column  # r2 is written R2
-        # "validation R2": which data it is of. While that part has no value, what is shown is of the training data.
-        self._score = f"{goal_key.rpartition('/')[0]} {name}".strip()
-        self._values = dict.fromkeys(("loss", self._score, "deviation", "steps/s"), "-")
+        # "validation R2": which data it is of; of the training data while that part has no value.
+        self._names = {part: f"{part} {name}".strip() for part in (goal_key.rpartition("/")[0], "train")}
+        self._score = next(iter(self._names.values()))
+        self._values = dict.fromkeys(("loss", "score", "deviation", "steps/s"), "-")
         self._last_shown_s = 0.0
         self._step = start
         self._bar = _make_bar(self._stream) if shown and self._stream.isatty() else None
@@ -74,7 +75,8 @@ class TrainingProgress:
             self._bar = None
 
     def _text(self) -> str:
-        return "  ".join(f"{label} {value:>9}" for label, value in self._values.items())
+        labels = {"score": self._score}
+        return "  ".join(f"{labels.get(label, label)} {value:>9}" for label, value in self._values.items())
 
     def _short_text(self) -> str:
         """The same beside a bar: a terminal of 80 columns must have room for the step and the time left."""
@@ -84,10 +86,14 @@ class TrainingProgress:
     def _shown_of(self, row: Mapping[str, float | int | None]) -> dict[str, str]:
         """Label -> text of those numbers that `row` has; of several networks the largest deviation."""
         deviations = [v for k, v in row.items() if k.endswith("/norm_deviation") and v is not None]
-        score = row.get(self._goal_key)
+        score, part = row.get(self._goal_key), self._goal_key.rpartition("/")[0]
+        if score is None:
+            score, part = row.get(f"train/{self._column}"), "train"
+        if score is not None:
+            self._score = self._names[part]
         found = {
             "loss": row.get("train/loss"),
-            self._score: row.get(f"train/{self._column}") if score is None else score,
+            "score": score,
             "deviation": max(deviations, default=None),
             "steps/s": row.get("time/steps_per_s"),
         }

@@ -112,8 +112,7 @@ class _Run:
         self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, run.rank)
         self.state = RunState(BestWeights(run.task.goal))
         self._resume()
-        if self.is_first:
-            folder.write_config(to_yaml(config))
+        agreed(self._write_config)
 
     def train(self) -> Summary:
         """Run the loop to its end, and write the summary."""
@@ -163,11 +162,21 @@ class _Run:
 
     def _wait_for_checkpoint(self) -> None:
         self.checkpointer.wait()
-        self.unwritten.note("the checkpoint", self.checkpointer.problem)
+        self._note_checkpoint()
 
     def _poll_checkpoint(self) -> None:
         self.checkpointer.poll()
+        self._note_checkpoint()
+
+    def _note_checkpoint(self) -> None:
         self.unwritten.note("the checkpoint", self.checkpointer.problem)
+
+    def _write_config(self) -> None:
+        if self.is_first:
+            try:
+                self.folder.write_config(to_yaml(self.config))
+            except OSError as error:
+                raise InputError(f"run.dir: {self.folder.path} cannot be written ({error.strerror})") from None
 
     def _open(self, trackers: Tracker, set_aside: str | None) -> None:
         """Say what will run, what of the folder is damaged, and what is probably a mistake."""
@@ -224,8 +233,8 @@ class _Run:
             "versions": versions(),
         }
         tensors = {**self.state.tensors(self.parts.model), **engine.state_tensors()}
-        self._wait_for_checkpoint()
         self.checkpointer.save(self.state.step, tensors, plain)
+        self._note_checkpoint()
 
     def _finish(self, loop: TrainingLoop, signals: StopSignals, trackers: Tracker) -> Summary:
         """Write the summary; where no step was taken, keep the one that is there: a step cannot be measured again."""
@@ -244,7 +253,7 @@ class _Run:
             try:
                 summary.write(self.folder.summary)
             except OSError as error:
-                self.unwritten.note("summary.json", f"{self.folder.summary}: cannot be written ({error.strerror})")
+                self.unwritten.lose("summary.json", f"{self.folder.summary}: cannot be written ({error.strerror})")
         return summary
 
     def _summarise(self, loop: TrainingLoop) -> Summary:

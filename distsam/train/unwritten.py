@@ -24,6 +24,10 @@ class Unwritten:
             self._say(f"{problem}; training goes on, and it is tried again")
         self._problems[what] = problem
 
+    def lose(self, what: str, problem: str) -> None:
+        """`what` could not be written, and nobody will try again; `missing` says so."""
+        self._problems[what] = problem
+
     @property
     def missing(self) -> str | None:
         """All that is missing, as one line; None if nothing is."""

@@ -147,9 +147,13 @@ def test_some_generated_configs_and_files_end_as_they_should(tmp_path: Path) -> 
 
 @pytest.mark.soak
 def test_many_generated_configs_end_as_they_should(tmp_path: Path) -> None:
-    print(dict(run_generated_configs(tmp_path, 500)))
+    counts = run_generated_configs(tmp_path, 500)
+    print(dict(counts))
+    assert counts.total() == 500
 
 
 @pytest.mark.soak
 def test_many_generated_files_end_as_they_should(tmp_path: Path) -> None:
-    print(dict(run_generated_files(tmp_path, 300)))
+    counts = run_generated_files(tmp_path, 300)
+    print(dict(counts))
+    assert counts.total() == 300

@@ -139,6 +139,17 @@ def test_schedules_keep_step_with_a_run_that_diverges() -> None:
     assert state["counters"]["num_steps"] == state["schedules"]["lr"]["step"] == 2
 
 
+def test_schedules_keep_step_where_the_base_comes_to_a_number_that_float32_cannot_hold() -> None:
+    """Of such a step nothing is counted; it ended in torch's "cannot be converted to type float without overflow"."""
+    model = nn.Linear(3, 2)
+    optimizer = Plain(torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=1e308))
+    engine = NativeEngine(model, optimizer, schedules=[Schedule(optimizer, "lr", "linear", 10)])
+    with pytest.raises(TrainingDiverged, match="lower its learning rate or weight decay"):
+        engine.step([lambda: model(torch.ones(4, 3)).sum()])
+    state = engine.state()
+    assert state["counters"]["num_steps"] == state["schedules"]["lr"]["step"] == 0
+
+
 def test_a_state_of_other_groups_is_refused() -> None:
     model, optimizer = build()
     state = NativeEngine(model, optimizer).state()

@@ -54,7 +54,8 @@ def test_without_validation_the_training_score_is_shown() -> None:
     out = io.StringIO()
     progress = TrainingProgress(10, 0, shown=True, goal_key=GOAL, stream=out)
     progress.show({**ROW, "validation/r2": None, "train/r2": 0.75})
-    assert "R2      0.75" in out.getvalue()
+    assert "train R2      0.75" in out.getvalue()
+    assert "validation" not in out.getvalue()
 
 
 def test_the_score_that_decides_is_shown_under_its_name() -> None:
