@@ -73,7 +73,7 @@ class SharedInputError(InputError):
 
 
 class TrainingDiverged(RuntimeError):
-    """Too many steps in a row had a non-finite loss or gradient; the weights are the last finite ones."""
+    """Too many steps in a row had a non-finite loss or gradient; the weights are those before them."""
 
 
 class RunIncomplete(RuntimeError):

@@ -1,5 +1,6 @@
 """The coordinator: makes of what a step has measured the numbers that people watch."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -80,6 +81,12 @@ class BalanceCoordinator:
         if every < 1:
             raise ValueError(f"every={every}: the log cadence is at least 1 step")
         self.networks: list[CoreNetwork] = core_networks(model)
+        if not self.networks:
+            warnings.warn(
+                f"{type(model).__name__} holds no tensor network, so no core norm and no deviation is measured; build "
+                "it of distsam.TensorNetwork",
+                stacklevel=2,
+            )
         self.every = every
         self.last_step = last_step
         self._meter = Meter(list(model.parameters()), self.networks)

@@ -74,8 +74,9 @@ class DAS(Rescaling):
         norm: what u is the inverse norm of: "cores" all cores given here (the paper), "global" all gradients of
             the optimizer, "network" each network's cores alone.
         lambda_max: where max_k |lambda_k| of a network is larger, all its lambda are scaled down alike to it.
-            Without a bound DAS can diverge: lambda is of degree 1 in the gradient, and a core that it scales too
-            far enlarges the gradient (four times a step on the COVID-19 data). Counted as `das/clipped`.
+            Without a bound DAS can diverge where gradients are large (a start far off, or a loss that is a sum over
+            many entries): lambda is of degree 1 in the gradient, and a core that it scales too far enlarges the
+            gradient (four times a step on the COVID-19 data). Elsewhere it is never hit: `das/clipped` counts.
         max_skipped: so many non-finite steps in a row raise TrainingDiverged.
 
     s_k = 0 (or so small that lambda_k is infinite) or vanishing gradients give lambda = 0.

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from distsam.balance import BalanceCoordinator, FirstPass, Meter, SecondPass, StepRecord
 from distsam.balance.meter import Gradients, MakePieces, Probe
-from distsam.errors import TrainingDiverged
+from distsam.errors import InputError, TrainingDiverged
 from distsam.optim.groups import core_rates
-from distsam.sharding import LocalPieces, Pieces
+from distsam.sharding import LocalPieces, Pieces, are_finite
 from distsam.tensornet import CoreNetwork
 
 
@@ -201,9 +201,11 @@ class StepGuard:
         if self.num_in_a_row >= self._max_skipped:
             # Whoever goes on from here, with other values, starts a new count: else the next step would end it.
             num_in_a_row, self.num_in_a_row = self.num_in_a_row, 0
+            # A step whose gradients are finite can still take the weights out of their dtype.
+            kept = "those of the last step that was finite, and may be far off already"
             raise TrainingDiverged(
                 f"step {self.num_steps}: the loss or a gradient was not finite in {num_in_a_row} steps in a row. "
-                "The weights are those of the last step that was finite, and may be far off already; lower the "
+                f"The weights are {kept if are_finite(self.meter.params) else 'not finite any more'}; lower the "
                 "learning rate, rho or alpha"
             )
 
@@ -263,3 +265,12 @@ class StepGuard:
                 seen.add(key)
                 wanted.append(network)
         return wanted
+
+
+def check_any(grads: Gradients) -> None:
+    """InputError where a step that counts has no gradient at all; on all ranks, where they are averaged or sharded."""
+    if all(grad is None for grad in grads):
+        raise InputError(
+            "no parameter of the optimizer has a gradient: each pass must run backward on a loss that depends on them, "
+            "and they must not be frozen (requires_grad=False)"
+        )

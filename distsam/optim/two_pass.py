@@ -11,11 +11,17 @@ from torch.optim import Optimizer
 from distsam.balance import FirstPass
 from distsam.balance.meter import Gradients
 from distsam.optim.ascent import Ascent, Sweep
+from distsam.optim.guard import check_any
 from distsam.optim.perturbation import Perturbation
 from distsam.optim.replay import KeptBuffers, RandomReplay
 from distsam.optim.wrapper import Closure, Wrapper, descend
 from distsam.sharding import Pieces
 from distsam.tensornet import CoreNetwork
+
+_NO_SCALER = (
+    "A torch.amp.GradScaler cannot step SAM, which measures its gradients unscaled: run the passes under "
+    "torch.autocast(dtype=torch.bfloat16), which needs no scaler"
+)
 
 
 class TwoPass(Wrapper):
@@ -55,6 +61,8 @@ class TwoPass(Wrapper):
         self._perturbation = Perturbation()
         self._pending: tuple[Sweep, float | Tensor, Gradients] | None = None
         self._is_combined = False
+        # What a step without a closure left in place.
+        self._left: tuple[Tensor, int] | None = None
 
     @property
     def networks(self) -> tuple[CoreNetwork, ...]:
@@ -79,9 +87,9 @@ class TwoPass(Wrapper):
         """One step.
 
         Args:
-            closure: zeroes the gradients, runs forward and backward, returns the loss; called twice, or once where the
-                ascent wants no second pass. Without one, `with sam.perturbed():` has done both passes, and this
-                finishes the step.
+            closure: runs forward and backward, returns the loss; called twice, or once where the ascent wants no second
+                pass. Gradients are cleared before each call. Without one, `with sam.perturbed():` has done both passes,
+                and this finishes the step.
             perturbed_loss: without a closure, this rank's loss of the second pass, if it is to be reported; on every
                 rank or on none.
 
@@ -90,6 +98,7 @@ class TwoPass(Wrapper):
 
         Raises:
             RuntimeError: no closure and no `perturbed` before.
+            InputError: no parameter has a gradient.
             TrainingDiverged: too many skipped steps in a row.
         """
         has_second = self.ascent.wants_second(self.num_steps + 1)
@@ -100,7 +109,9 @@ class TwoPass(Wrapper):
                 self._finish_first(None)
             else:
                 self._finish_second(perturbed_loss)
+            self._left = self._first_gradient()
             return None
+        self._forget_gradients()
         if not has_second:
             loss = self.evaluate(closure)
             self._finish_first(loss)
@@ -132,8 +143,9 @@ class TwoPass(Wrapper):
         Collectives: one small all_reduce on entry; every rank enters.
 
         Raises:
-            RuntimeError: the weights are perturbed already.
+            RuntimeError: the weights are perturbed already, or the gradients of the step before were not cleared.
         """
+        self._check_cleared()
         pending = self._ascend(loss)
         try:
             with self._kept_buffers:
@@ -144,6 +156,32 @@ class TwoPass(Wrapper):
         finally:
             self._perturbation.leave()
         self._pending = pending
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked for by torch.amp.GradScaler.step alone, before it steps."""
+        raise RuntimeError(f"GradScaler.step(): {_NO_SCALER}")
+
+    def _forget_gradients(self) -> None:
+        # Of the step before, or of a backward before this call: a closure that does not clear them would add to them.
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = None
+
+    def _first_gradient(self) -> tuple[Tensor, int] | None:
+        """Some gradient in place, and how often it was changed."""
+        grads = (p.grad for group in self.param_groups for p in group["params"])
+        return next(((grad, grad._version) for grad in grads if grad is not None), None)
+
+    def _check_cleared(self) -> None:
+        left, self._left = self._left, None
+        now = self._first_gradient()
+        # Changed once since then: one backward has added to it. Zeroing it in place would have been a change more.
+        if left is not None and now is not None and now[0] is left[0] and now[1] == left[1] + 1:
+            raise RuntimeError(
+                "sam.perturbed(): the gradients of the step before are still there, and those of this step were added "
+                "to them; call zero_grad() before the first pass of each step"
+            )
 
     def _ascend(self, loss: Tensor | float | None) -> tuple[Sweep, float | Tensor, Gradients]:
         """Measure the first pass and perturb the weights."""
@@ -193,8 +231,7 @@ class TwoPass(Wrapper):
         if self._pending is None:
             raise RuntimeError(
                 "SAM.step() without a closure: run both passes first, the second one inside "
-                "`with sam.perturbed():`, or pass a closure. A torch.amp.GradScaler cannot step SAM, whose radius is "
-                "that of unscaled gradients: use bfloat16, which needs no scaler"
+                f"`with sam.perturbed():`, or pass a closure. {_NO_SCALER}"
             )
         sweep, scales, directions = self._pending
         self._pending = None
@@ -218,6 +255,7 @@ class TwoPass(Wrapper):
         guard.finish(first, sweep.second, radius, self._is_combined)
 
     def _descend(self, sweep: Sweep, grads: list[Tensor | None]) -> None:
+        check_any(grads)
         norm_sq = self.ascent.combine(sweep)
         self._is_combined = norm_sq is not None
         if self.guard.clip_norm is not None:

@@ -13,7 +13,7 @@ from distsam.balance import BalanceCoordinator, FirstPass
 from distsam.balance.meter import MakePieces
 from distsam.errors import TrainingDiverged
 from distsam.optim.groups import GroupKey, own_keys
-from distsam.optim.guard import StepGuard
+from distsam.optim.guard import StepGuard, check_any
 from distsam.optim.piecewise import step_base
 from distsam.sharding import Pieces, local_tensor
 from distsam.tensornet import CoreNetwork
@@ -281,6 +281,7 @@ class OnePass(Wrapper):
 
         Raises:
             TrainingDiverged: too many skipped steps in a row.
+            InputError: no parameter has a gradient.
         """
         if closure is None and self.is_primed():
             return None
@@ -289,6 +290,7 @@ class OnePass(Wrapper):
         with torch.no_grad():
             first, grads = guard.first_pass(loss)
             if guard.accepts(first):
+                check_any(grads)
                 if guard.clip_norm is not None:
                     guard.clip(grads, first.grad_norm_sq)
                 self.apply(first, guard.meter.pieces)

@@ -1,6 +1,6 @@
 """This rank's pieces of the parameters: what an optimizer works on, and which of them count in a sum over ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
-from distsam.sharding.collectives import rank, world_size
+from distsam.sharding.collectives import all_reduce_sum_, rank, world_size
 from distsam.sharding.gathered import discard_pass
 from distsam.sharding.layout import loss_weight_of
 from distsam.sharding.replicate import averagers_of
@@ -33,6 +33,20 @@ def placed_like(param: nn.Parameter, local: Tensor) -> Tensor:
     return DTensor.from_local(
         local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
     )
+
+
+@torch.no_grad()
+def are_finite(params: Iterable[nn.Parameter]) -> bool:
+    """True if no element of these parameters is infinite or no number, on any rank.
+
+    Collectives: one all_reduce of a number; every rank calls it.
+    """
+    pieces = [local_tensor(p) for p in params]
+    device = pieces[0].device if pieces else torch.device("cpu")
+    num_bad = torch.zeros((), dtype=torch.float64, device=device)
+    for piece in pieces:
+        num_bad += (~torch.isfinite(piece)).any()
+    return all_reduce_sum_(num_bad).item() == 0
 
 
 class Pieces(Protocol):

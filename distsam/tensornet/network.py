@@ -58,6 +58,11 @@ class TensorNetwork(nn.Module):
         self.spec = spec
         cores = draw_cores(spec, std=std, norms=norms, generator=generator)
         self.cores = nn.ParameterList(nn.Parameter(core.to(device=device, dtype=dtype)) for core in cores)
+        for name, core in zip(spec.core_names, self.cores, strict=True):
+            if not torch.isfinite(core).all() or not core.any():
+                raise ArgumentError(
+                    "std", f"{std} gives a core {name} that {dtype} cannot hold; choose one nearer to 1"
+                )
 
     def forward(self, indices: Tensor) -> Tensor:
         """The same as `at`."""

@@ -1,5 +1,6 @@
 """From a config to everything that a run needs."""
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from torch.optim import Optimizer
 
 from distsam.balance import BalanceCoordinator
 from distsam.engine import Engine, Schedule
+from distsam.errors import InputError
 from distsam.optim import Plain, Wrapper
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, shard
 from distsam.sharding.collectives import all_reduce_sum_
@@ -90,6 +92,10 @@ def build_model(config: Config, task: Task) -> nn.Module:
         model = task.build_model()
     if config.train.precision is not None:
         model.to(dtype=torch.float64 if config.train.precision == "float64" else torch.float32)
+    for name, param in model.named_parameters():
+        if not torch.isfinite(param).all():
+            key, given = parts.TASKS.chosen(config.task).origin(config)
+            raise InputError(f"{key}: {given}: the model starts with values in {name} that are not finite")
     return model
 
 
@@ -107,7 +113,10 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
         plan = build_plan(config).place(shapes, layout.axes)
         shard(model, layout.mesh, plan)
     optimizer = build_optimizer(config, model)
-    coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
+    with warnings.catch_warnings():
+        # The run says so itself, once and not on every rank.
+        warnings.filterwarnings("ignore", message=".* holds no tensor network")
+        coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
     engine = parts.ENGINES.chosen(config.train).build(
         model,
         optimizer,

@@ -79,6 +79,11 @@ class Checkpointer:
         assert isinstance(future, Future)
         self._pending = (step, future, {"step": step, **plain})
 
+    def give_up(self, step: int, cause: str) -> None:
+        """Write no checkpoint of `step`, after the save before has ended; `problem` says why."""
+        self.wait()
+        self._give_up(step, cause)
+
     def _is_saved(self, step: int) -> bool:
         """As rank 0 says, which alone knows whether its files were published."""
         said = [step == self._last_step]

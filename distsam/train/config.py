@@ -7,7 +7,8 @@ from distsam.errors import ArgumentError, InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.seams import Field, Section, SectionForm, Shape, ValidationError, create_model
+from distsam.train.seams import Field, PrivateAttr, Section, SectionForm, Shape, ValidationError, create_model
+from distsam.train.secrets import Place, without_secrets
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -84,6 +85,24 @@ class Config(Section):
     optim: OptimKeys
     sharding: ShardingKeys
     train: TrainKeys
+    # A secret's place -> its text as the file has it; see train.secrets.
+    _secrets: dict[Place, str] = PrivateAttr(default_factory=dict)
+
+    @property
+    def secrets(self) -> dict[Place, str]:
+        """Where values stand that are not to be written out, each with the text that is."""
+        return self._secrets
+
+    def with_secrets(self, secrets: dict[Place, str]) -> "Config":
+        """A copy that knows its secrets."""
+        config = self.model_copy()
+        config._secrets = secrets
+        return config
+
+    def shown(self) -> dict[str, Any]:
+        """All keys and values, for others to see: secrets as the file has them."""
+        shown: dict[str, Any] = without_secrets(self.model_dump(), self._secrets)
+        return shown
 
     def part_keys(self, section: str, kind: type[Keys]) -> Keys:
         """A section as the keys of a part that was chosen there."""

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from distsam.errors import InputError
 from distsam.train.config import Config, validate
+from distsam.train.secrets import secrets_of, without_secrets
 
 _LARGEST_BYTES = 2**20
 
@@ -36,13 +37,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The plain content of a config file, interpolations resolved, nothing checked."""
-    return _resolved(_read(path), path)
+    """The plain content of a config file, interpolations resolved but those of secrets, nothing checked."""
+    config = _read(path)
+    resolved = _resolved(config, path)
+    return dict(without_secrets(resolved, secrets_of(_written(config), resolved)))
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config, every key written out; read again it gives the same values."""
-    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config.model_dump())))
+    """The resolved config, every key written out; read again it gives the same values.
+
+    A secret that came from the environment is written as it was given, "${oc.env:API_TOKEN}".
+    """
+    escaped = _escaped(config.model_dump())
+    return OmegaConf.to_yaml(OmegaConf.create(without_secrets(escaped, config.secrets)))
 
 
 def _escaped(value: Any) -> Any:
@@ -57,7 +64,7 @@ def _escaped(value: Any) -> Any:
 
 def _checked(config: DictConfig, path: Path) -> Config:
     raw = _resolved(config, path)
-    return validate(raw)
+    return validate(raw).with_secrets(secrets_of(_written(config), raw))
 
 
 def _mistake_in(config: DictConfig, path: Path) -> str | None:
@@ -125,6 +132,10 @@ def _resolved(config: DictConfig, path: Path) -> dict[str, Any]:
         key = getattr(error, "full_key", None) or path
         raise InputError(f"{key}: cannot be resolved: {_one_line(error)}") from None
     return {str(key): value for key, value in raw.items()}  # type: ignore[union-attr]
+
+
+def _written(config: DictConfig) -> Any:
+    return OmegaConf.to_container(config, resolve=False)
 
 
 def _one_line(error: Exception) -> str:

@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from distsam.errors import InputError, RunIncomplete, TrainingDiverged
+from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.runs.lock import RunLock
 from distsam.runs.rows import Row
 from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
-from distsam.sharding import Layout, close_world, open_world
+from distsam.sharding import Layout, are_finite, close_world, open_world
 from distsam.tasks.task import Task
 from distsam.tasks.task import identity as identity_of
 from distsam.train import parts
@@ -186,7 +187,7 @@ class _Run:
             self._say(trackers, line)
 
     def _run_loop(self, loop: TrainingLoop, trackers: Tracker) -> None:
-        """The loop; where it diverges, on all ranks together, the last finite weights are saved."""
+        """The loop; where it diverges, on all ranks together, the weights are saved if they are finite."""
         try:
             loop.run()
         except TrainingDiverged as error:
@@ -195,7 +196,13 @@ class _Run:
             self._save(loop.elapsed_s)
             self._wait_for_checkpoint()
             trackers.alert(str(error))
-            raise TrainingDiverged(f"{error}, and start anew, or go on from them with train.resume=auto") from None
+            raise TrainingDiverged(f"{error}, and start anew{self._where_to_go_on()}") from None
+
+    def _where_to_go_on(self) -> str:
+        if self.checkpointer.problem is None:
+            return ", or go on from them with train.resume=auto"
+        has_any = finished_checkpoints(self.folder.checkpoints)
+        return ", or go on from the checkpoint before with train.resume=auto" if has_any else ""
 
     def _resume(self) -> None:
         newest, self._damaged = self.checkpointer.newest() if self.config.train.resume == "auto" else (None, [])
@@ -224,6 +231,11 @@ class _Run:
 
     def _save(self, elapsed_s: float) -> None:
         engine = self.parts.engine
+        if not are_finite(self.parts.model.parameters()):
+            # Kept, it would push out those that a run can go on from.
+            self.checkpointer.give_up(self.state.step, "a weight is infinite or no number")
+            self._note_checkpoint()
+            return
         plain = {
             **self.identity,
             **self.state.plain(),
@@ -289,7 +301,7 @@ class _Run:
     def _open_trackers(self) -> Iterator[Tracker]:
         """Those that the config names."""
         for word, part in parts.TRACKERS.parts.items():
-            tracker = part.build(getattr(self.config, word), self.folder.path, self.config.model_dump())
+            tracker = part.build(getattr(self.config, word), self.folder.path, self.config.shown())
             if tracker is not None:
                 yield tracker
 

@@ -47,7 +47,7 @@ def claim_folder(folder: RunFolder, config: Config) -> RunLock:
 
 
 def _check_same_run(saved: Mapping[str, Any], config: Config, folder: RunFolder) -> None:
-    now = defining_values(config, config.model_dump())
+    now = defining_values(config, config.shown())
     before = defining_values(config, saved)
     for key, value in now.items():
         if key not in before or before[key] != value:
@@ -75,5 +75,5 @@ def defining_values(config: Config, raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def fingerprint(config: Config) -> str:
     """16 hexadecimal digits, the same for two configs of the same training."""
-    text = json.dumps(defining_values(config, config.model_dump()), sort_keys=True)
+    text = json.dumps(defining_values(config, config.shown()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

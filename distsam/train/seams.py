@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 # The one importer of pydantic; the keys of parts take Field and the rest from here.
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, create_model, field_validator
 
 from distsam.errors import InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
@@ -49,6 +49,7 @@ class Part:
 __all__ = [
     "Field",
     "Part",
+    "PrivateAttr",
     "Seam",
     "Section",
     "SectionForm",

@@ -58,9 +58,9 @@ def on_two_ranks(*arguments: object) -> list[str]:
     return [*torchrun(), "-m", "distsam", *map(str, arguments)]
 
 
-def torchrun() -> list[str]:
-    """The launcher of two processes, without what it launches."""
-    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+def torchrun(num_ranks: int = 2) -> list[str]:
+    """The launcher of so many processes, without what it launches."""
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
 
 
 def run(command: list[str], **environ: str) -> subprocess.CompletedProcess[str]:

@@ -1,10 +1,11 @@
-"""SIGKILL one of two ranks at random moments, resume each time, and compare with a run that nobody touched.
+"""SIGKILL one rank at random moments, resume each time, and compare with a run that nobody touched.
 
-    python tests/e2e/kill_and_resume.py [KILLS] [--seed N] [--folder DIR]
+    python tests/e2e/kill_and_resume.py [KILLS] [--ranks N] [--aimed SHARE] [--seed N] [--folder DIR]
 
-A kill counts where the rank died of it. Prints each, what it cost, and how many fell between the first and the last
-step; exits with 1 where a run fails by itself, or unless the final parameters, optimizer state and best weights are the
-same bits.
+A share of the kills is aimed at a checkpoint that is being written. A kill counts where the rank died of it. Prints
+each, what it cost, how many fell between the first and the last step, and how many left an unfinished checkpoint;
+exits with 1 where a run fails by itself, or unless the final parameters, optimizer state and best weights are the same
+bits.
 """
 
 import argparse
@@ -23,13 +24,13 @@ from pathlib import Path
 
 from command_line import LIMIT_S, assert_same_weights, environment, small_config, torchrun
 
-from distsam.runs.checkpoints import finished_checkpoints
+from distsam.runs.checkpoints import UNFINISHED, finished_checkpoints
 from distsam.runs.rows import read_rows
 
 # One rank writes its process id before anything else, so that the moment of the kill may be any.
 ENTRY = """
 import os, pathlib
-pathlib.Path(os.environ["PIDS"], os.environ["RANK"]).write_text(str(os.getpid()))
+pathlib.Path(os.environ["PIDS"], os.environ.get("RANK", "0")).write_text(str(os.getpid()))
 from distsam.cli import main
 main()
 """
@@ -37,13 +38,18 @@ NUM_STEPS = 300
 LENGTH = [f"train.steps={NUM_STEPS}", "train.checkpoint_every=10", "train.log_every=10", "sharding.plan=fsdp"]
 
 
-def command(folder: Path, run_dir: Path) -> list[str]:
+# Longer than a checkpoint of the small run takes to be written.
+WRITING_S = 0.03
+
+
+def command(folder: Path, run_dir: Path, num_ranks: int) -> list[str]:
     (folder / "entry.py").write_text(ENTRY)
     job = ["train", str(small_config(folder)), f"run.dir={run_dir}", "train.resume=auto", *LENGTH]
-    return [*torchrun(), str(folder / "entry.py"), *job]
+    launcher = [sys.executable] if num_ranks == 1 else torchrun(num_ranks)
+    return [*launcher, str(folder / "entry.py"), *job]
 
 
-def start(folder: Path, run_dir: Path) -> subprocess.Popen[bytes]:
+def start(folder: Path, run_dir: Path, num_ranks: int) -> subprocess.Popen[bytes]:
     pids = folder / "pids"
     pids.mkdir(parents=True, exist_ok=True)
     for old in pids.iterdir():
@@ -51,7 +57,11 @@ def start(folder: Path, run_dir: Path) -> subprocess.Popen[bytes]:
     # A file of its own each time: how the ranks ended is read from it.
     log = (folder / "log.txt").open("wb")
     return subprocess.Popen(
-        command(folder, run_dir), env=environment(PIDS=str(pids)), stdout=log, stderr=log, start_new_session=True
+        command(folder, run_dir, num_ranks),
+        env=environment(PIDS=str(pids)),
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
     )
 
 
@@ -76,6 +86,18 @@ def wait_for_steps(process: subprocess.Popen[bytes], run_dir: Path) -> float | N
     return None
 
 
+def unfinished(run_dir: Path) -> set[str]:
+    """Names of the checkpoints that are being written, or that a kill has left so."""
+    return {path.name for path in (run_dir / "checkpoints").glob(f"step-*{UNFINISHED}")}
+
+
+def wait_for_writing(process: subprocess.Popen[bytes], run_dir: Path, num_seen: int) -> None:
+    """Return when `num_seen` checkpoints more have begun to be written, or the run has ended."""
+    seen: set[str] = set()
+    while len(seen) < num_seen and process.poll() is None:
+        seen |= unfinished(run_dir)
+
+
 def kill(folder: Path, process: subprocess.Popen[bytes], rank: int) -> bool:
     """SIGKILL `rank`; True if it died of that, False if the run had ended well by then."""
     pid_file = folder / "pids" / str(rank)
@@ -87,7 +109,9 @@ def kill(folder: Path, process: subprocess.Popen[bytes], rank: int) -> bool:
             os.kill(int(pid), signal.SIGKILL)
     if process.wait(LIMIT_S) == 0:
         return False
-    if not re.search(rf"exitcode\s*: -9 \(pid: {pid}\)", (folder / "log.txt").read_text()):
+    # Alone it is the process itself; else torchrun says of whom it died.
+    died_of_it = re.search(rf"exitcode\s*: -9 \(pid: {pid}\)", (folder / "log.txt").read_text())
+    if process.returncode != -signal.SIGKILL and not died_of_it:
         fail(folder)
     return True
 
@@ -96,9 +120,9 @@ def fail(folder: Path) -> None:
     sys.exit(f"the run failed by itself; see {folder / 'log.txt'}:\n{(folder / 'log.txt').read_text()[-3000:]}")
 
 
-def untouched(folder: Path, run_dir: Path) -> tuple[float, float]:
+def untouched(folder: Path, run_dir: Path, num_ranks: int) -> tuple[float, float]:
     """Run to the end; the seconds until its first step, and from there."""
-    process = start(folder, run_dir)
+    process = start(folder, run_dir, num_ranks)
     startup_s = wait_for_steps(process, run_dir) or 0.0
     began = time.monotonic()
     if process.wait(300) != 0:
@@ -108,35 +132,52 @@ def untouched(folder: Path, run_dir: Path) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Kill:
-    """What a kill was, and whether it fell between the first and the last step of the process."""
+    """What a kill was, whether it fell between the first and the last step, and whether it cut a checkpoint short."""
 
     said: str
     is_in_loop: bool
+    cut_a_checkpoint: bool
 
 
-def one_kill(folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float]) -> Kill | None:
-    """Start or resume, kill at a random moment, three times of four while it trains; None if it came too late."""
-    rank, in_training = draw.randrange(2), draw.random() < 0.75
+def one_kill(
+    folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float], num_ranks: int, aimed: float
+) -> Kill | None:
+    """Start or resume, and kill; None if it came too late. Three of four kills that are not aimed hit the training."""
+    rank, is_aimed, in_training = draw.randrange(num_ranks), draw.random() < aimed, draw.random() < 0.75
     before = last_step(run_dir)
-    delay_s = draw.uniform(0, times_s[1] * (1 - before / NUM_STEPS) if in_training else times_s[0])
     began_s = time.time()
-    process = start(folder, run_dir)
-    startup_s = wait_for_steps(process, run_dir) if in_training else None
+    process = start(folder, run_dir, num_ranks)
+    startup_s = wait_for_steps(process, run_dir) if is_aimed or in_training else None
+    if is_aimed:
+        num_seen, delay_s = draw.randint(1, 4), draw.uniform(0, WRITING_S)
+        wait_for_writing(process, run_dir, num_seen)
+        moment = f"{1000 * delay_s:.0f} ms after checkpoint {num_seen} began to be written"
+    elif in_training:
+        delay_s = draw.uniform(0, times_s[1] * (1 - before / NUM_STEPS))
+        moment = f"{delay_s:.2f} s into training"
+    else:
+        delay_s = draw.uniform(0, times_s[0])
+        moment = f"{delay_s:.2f} s after its start"
     time.sleep(delay_s)
     if not kill(folder, process, rank):
         return None
-    is_in_loop = has_opened(run_dir, began_s) and last_step(run_dir) < NUM_STEPS
-    moment = f"{delay_s:.2f} s into training" if in_training else f"{delay_s:.2f} s after its start"
+    is_open = has_opened(run_dir, began_s)
+    is_in_loop = is_open and last_step(run_dir) < NUM_STEPS
+    # What a kill before has left is removed before the first step.
+    cut = is_open and bool(unfinished(run_dir))
     place = "in the loop" if is_in_loop else "outside the loop"
+    damage = ", cut a checkpoint short" if cut else ""
     recovery = "" if startup_s is None else f", trained {startup_s:.1f} s after its start"
     steps = f"last whole checkpoint {before} -> {last_step(run_dir)}"
-    return Kill(f"rank {rank}, {moment}, {place}{recovery}; {steps}", is_in_loop)
+    return Kill(f"rank {rank}, {moment}, {place}{damage}{recovery}; {steps}", is_in_loop, cut)
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kills", type=int, nargs="?", default=20)
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--aimed", type=float, default=0.5, help="share of the kills at a checkpoint being written")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None)
     options = parser.parse_args()
@@ -145,26 +186,26 @@ def main() -> None:
     draw = random.Random(seed)
     print(f"seed {seed}, folder {folder}", flush=True)
     whole, killed = folder / "whole", folder / "killed"
-    times_s = untouched(folder, whole)
+    times_s = untouched(folder, whole, options.ranks)
     print(f"untouched: first step after {times_s[0]:.1f} s, then {times_s[1]:.1f} s", flush=True)
     kills: list[Kill] = []
     while len(kills) < options.kills:
-        one = one_kill(folder, killed, draw, times_s)
+        one = one_kill(folder, killed, draw, times_s, options.ranks, options.aimed)
         if one is not None:
             kills.append(one)
             print(f"kill {len(kills)}: {one.said}", flush=True)
         if last_step(killed) > 0.8 * NUM_STEPS and len(kills) < options.kills:
             # Ever less is left: the kills would pile up on the last steps.
-            untouched(folder, killed)
+            untouched(folder, killed, options.ranks)
             assert_same_weights(whole, killed)
             shutil.rmtree(killed)
             print("reached the end: same bits; starting anew", flush=True)
-    startup_s, rest_s = untouched(folder, killed)
+    startup_s, rest_s = untouched(folder, killed, options.ranks)
     assert_same_weights(whole, killed)
     steps = [row["train/step"] for row in read_rows(killed / "metrics.jsonl")]
     assert steps == sorted(set(steps)), "metrics.jsonl repeats or misorders steps"
-    num_in_loop = sum(one.is_in_loop for one in kills)
-    print(f"{len(kills)} kills, {num_in_loop} of them in the loop")
+    num_in_loop, num_cut = sum(one.is_in_loop for one in kills), sum(one.cut_a_checkpoint for one in kills)
+    print(f"{len(kills)} kills of {options.ranks} ranks, {num_in_loop} in the loop, {num_cut} cut a checkpoint short")
     print(f"last resume: first step after {startup_s:.1f} s, end after {rest_s:.1f} s more")
     print("final parameters, optimizer state and best weights are the same bits")
 

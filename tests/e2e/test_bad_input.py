@@ -205,6 +205,31 @@ def test_a_diverged_run_ends_with_1_and_keeps_its_rows(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+LARGE_STEP = ["optim.base=sgd", "optim.lr=3e38", "optim.method=base", "optim.alpha=null", "network.dtype=float32"]
+
+
+def test_weights_that_left_their_dtype_are_not_kept(tmp_path: Path) -> None:
+    """A finite gradient times a large rate gave infinite weights, which were saved as the last finite ones."""
+    train = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run", "network.init_std=10", *LARGE_STEP]
+    result = invoke(*train, "train.checkpoint_every=1")
+    assert result.exit_code == 1
+    problem, end = result.stderr.splitlines()
+    assert problem.startswith("distsam: the checkpoint of step 1 could not be written: a weight is infinite or no nu")
+    assert "The weights are not finite any more; lower" in end
+    assert end.endswith("and start anew")
+    assert not any((tmp_path / "run" / "checkpoints").glob("step-*"))
+    result = invoke(*train, "train.steps=1", f"run.dir={tmp_path}/one")
+    assert result.exit_code == 1
+    assert "the checkpoint of step 1 could not be written" in result.stderr
+
+
+@pytest.mark.parametrize("std", ["1e300", "1e-300"])
+def test_a_start_that_its_dtype_cannot_hold_is_refused(tmp_path: Path, std: str) -> None:
+    more = [f"network.init_std={std}", "network.dtype=float32", f"run.dir={tmp_path}/run"]
+    says = "gives a core factor_0 that torch.float32 cannot hold"
+    assert_refused(tmp_path, "train", small_config(tmp_path), *more, says=says)
+
+
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     """To root every folder looks writable, /proc too: only the attempt tells, in words of its own."""
     config = small_config(tmp_path)

@@ -200,3 +200,11 @@ def test_killed_at_random_moments_the_run_ends_bit_for_bit_the_same(tmp_path: Pa
     result = run([sys.executable, str(script), "3", "--folder", str(tmp_path), "--seed", "0"])
     assert result.returncode == 0, result.stdout + result.stderr
     assert "3 kills" in result.stdout
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("num_ranks", "num_kills"), [(1, 34), (2, 34), (4, 32)])
+def test_a_hundred_kills_cost_no_bit(num_ranks: int, num_kills: int) -> None:
+    script = ROOT / "tests" / "e2e" / "kill_and_resume.py"
+    options = [str(num_kills), "--ranks", str(num_ranks), "--seed", str(num_ranks)]
+    subprocess.run([sys.executable, str(script), *options], env=environment(), check=True)

@@ -11,7 +11,7 @@ from two_networks import network_of
 
 import distsam
 from distsam.balance.meter import Gradients
-from distsam.optim import GradientAscent, Sweep, TwoPass
+from distsam.optim import GradientAscent, Plain, Sweep, TwoPass
 
 
 def build(method: str = "sam") -> tuple[distsam.TensorNetwork, torch.optim.Optimizer]:
@@ -240,3 +240,89 @@ def test_a_scope_without_networks_is_refused() -> None:
     model = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="moves no core of a tensor network"):
         distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1), scope="network", model=model)
+
+
+@pytest.mark.parametrize("method", ["sam", "das", "plain"])
+def test_a_closure_without_backward_is_refused(method: str) -> None:
+    """The step did nothing, and said nothing."""
+    model, optimizer = build(method) if method != "plain" else build_plain()
+    before = [core.detach().clone() for core in model.cores]
+    with pytest.raises(distsam.InputError, match="no parameter of the optimizer has a gradient"):
+        optimizer.step(lambda: model.dense().square().sum())  # type: ignore[arg-type, return-value]
+    assert all(torch.equal(core, kept) for core, kept in zip(model.cores, before, strict=True))
+
+
+def build_plain() -> tuple[distsam.TensorNetwork, torch.optim.Optimizer]:
+    model, _ = build()
+    return model, Plain(torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_a_second_pass_without_backward_is_refused() -> None:
+    model, sam = build()
+    assert isinstance(sam, distsam.SAM)
+    backward(model, sam)
+    with sam.perturbed():
+        model.dense()
+    with pytest.raises(distsam.InputError, match="no parameter of the optimizer has a gradient"):
+        sam.step()
+
+
+def test_a_closure_that_does_not_clear_the_gradients_gives_the_same_step() -> None:
+    """The first pass of each step but the first had the gradients of the step before added to its own."""
+    twins = [build() for _ in range(2)]
+    twins[1][0].load_state_dict(twins[0][0].state_dict())
+    for step in range(3):
+        for model, sam in twins:
+            if model is twins[0][0]:
+                sam.step(lambda m=model, s=sam: backward(m, s))  # type: ignore[misc]
+                continue
+
+            def closure(model: distsam.TensorNetwork = model) -> Tensor:
+                loss = model.dense().square().sum()
+                loss.backward()
+                return loss
+
+            closure()  # as in a loop of two calls, or where somebody looked at the gradients
+            sam.step(closure)  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(twins[0][0].cores, twins[1][0].cores, strict=True)), step
+
+
+@pytest.mark.parametrize("set_to_none", [True, False, None])
+def test_a_loop_that_does_not_clear_the_gradients_is_refused(set_to_none: bool | None) -> None:
+    model, sam = build()
+    assert isinstance(sam, distsam.SAM)
+
+    def step() -> None:
+        if set_to_none is not None:
+            sam.zero_grad(set_to_none=set_to_none)
+        model.dense().square().sum().backward()
+        with sam.perturbed():
+            model.dense().square().sum().backward()
+        sam.step()
+
+    step()
+    if set_to_none is None:
+        with pytest.raises(RuntimeError, match="the gradients of the step before are still there"):
+            step()
+    else:
+        step()
+        step()
+
+
+def test_a_gradient_scaler_is_told_what_to_do() -> None:
+    """Its first pass was measured scaled, its second unscaled."""
+    model, sam = build()
+    assert isinstance(sam, distsam.SAM)
+    scaler = torch.amp.GradScaler("cpu")
+    scaler.scale(model.dense().square().sum()).backward()
+    with sam.perturbed():
+        scaler.scale(model.dense().square().sum()).backward()
+    with pytest.raises(RuntimeError, match=r"GradScaler.step.*autocast\(dtype=torch.bfloat16\)"):
+        scaler.step(sam)
+
+
+def test_a_coordinator_over_a_model_without_networks_warns() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.warns(UserWarning, match="Linear holds no tensor network, so no core norm"):
+        distsam.BalanceCoordinator(model, optimizer)
