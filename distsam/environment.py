@@ -2,6 +2,7 @@
 one. Imports no torch."""
 
 import os
+import re
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
@@ -35,8 +36,22 @@ def machine(env: Mapping[str, str] = os.environ) -> int | None:
     return int(env["GROUP_RANK"]) if "RANK" in env and "GROUP_RANK" in env else None
 
 
+def processes_here(env: Mapping[str, str] = os.environ) -> int:
+    """How many processes of the run share this machine's memory, this one included."""
+    if "RANK" in env and "LOCAL_WORLD_SIZE" in env:
+        return int(env["LOCAL_WORLD_SIZE"])
+    if not place(env).is_launched:
+        return 1
+    # Slurm writes the tasks of its machines one after the other, "4(x2),1" for 4, 4, 1.
+    written = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
+    groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", written)
+    tasks = [int(count) for count, times in groups for _ in range(int(times or 1))]
+    return tasks[min(int(env.get("SLURM_NODEID", "0")), len(tasks) - 1)]
+
+
 def available_bytes() -> int:
-    """Memory that this process can still take: of the machine, of its control group, and by its own limit."""
+    """Memory that this process can still take: its share of the machine's and of its control group's, which the other
+    processes of the run take from too, and what its own limit leaves it."""
     found = [2**63]
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
@@ -44,12 +59,19 @@ def available_bytes() -> int:
     with suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    found = [num_bytes // processes_here() for num_bytes in found]
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         with suppress(OSError, ValueError):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             found.append(limit - pages * resource.getpagesize())
     return max(0, min(found))
+
+
+def free_here(num_bytes: int) -> str:
+    """What `available_bytes` found, for people, "3.2 GiB are free here"."""
+    ranks = processes_here()
+    return f"{in_units(num_bytes)} are free here{f' for each of {ranks} ranks' if ranks > 1 else ''}"
 
 
 def in_units(num_bytes: float) -> str:

@@ -2,11 +2,13 @@
 
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from distsam.environment import place
 from distsam.errors import ArgumentError, InputError
@@ -41,8 +43,26 @@ def open_world(device: str = "auto") -> World:
             torch.cuda.set_device(chosen)
         os.environ.update(_rendezvous(os.environ))
         # gloo stays beside nccl: asynchronous checkpoints and other CPU tensors need it.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=rank, world_size=size)
+        backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+        dist.init_process_group(backend, store=_new_store(rank, size), rank=rank, world_size=size)
     return World(rank, size, local, chosen)
+
+
+# Where the ranks of this launch meet, and how often they have.
+_meetings: tuple[dist.Store, Iterator[int]] | None = None
+
+
+def _new_store(rank: int, world_size: int) -> dist.Store:
+    """A store for one more process group of the same launch, with keys of its own.
+
+    By itself torch uses the same keys every time: a rank that begins its second run, while another still ends its
+    first, finds that one's old address, and both wait for ever.
+    """
+    global _meetings
+    if _meetings is None:
+        store, _, _ = next(iter(rendezvous("env://", rank, world_size)))
+        _meetings = store, count()
+    return dist.PrefixStore(f"distsam-{next(_meetings[1])}", _meetings[0])
 
 
 def close_world() -> None:

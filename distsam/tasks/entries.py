@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from distsam.environment import available_bytes, in_units
+from distsam.environment import available_bytes, free_here, in_units
 from distsam.errors import ArgumentError
 
 # Squares of larger values overflow float64 sums, so no variance and no R2 could be computed from them.
@@ -143,9 +143,7 @@ def check_memory(needed_bytes: int, origin: Origin) -> None:
     """Refuses what needs more memory than there is, before any of it is taken."""
     available = available_bytes()
     if needed_bytes > available:
-        raise origin.error(
-            f"needs {in_units(needed_bytes)} of memory and {in_units(available)} are free here; use smaller sizes"
-        )
+        raise origin.error(f"needs {in_units(needed_bytes)} of memory and {free_here(available)}; use smaller sizes")
 
 
 def check_indices(indices: np.ndarray, shape: Sequence[int], origin: Origin) -> np.ndarray:

@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from distsam.environment import available_bytes, in_units, place
+from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Part, Seam, Section, field_validator
@@ -175,8 +175,8 @@ def _check_memory(config: Any, spec: Any, device_type: str) -> None:
     key, given = origin(config)
     raise InputError(
         f"{key}: {given!r}: {what}: the network has {spec.num_parameters:.3g} parameters and needs "
-        f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {in_units(available)} are "
-        "free here; take smaller modes or a smaller network"
+        f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {free_here(available)}; take "
+        "smaller modes or a smaller network"
     )
 
 

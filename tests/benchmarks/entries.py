@@ -8,7 +8,7 @@ time, the contenders interleaved within each round in an order that rotates; the
 the ratio to distsam within a round. Each contender's values and gradients are first held against distsam's. tntorch
 evaluates TT, CP and Tucker, torchTT TT alone; a peer that is not installed is named and left out. `by rows` is the
 same network evaluated by distsam without merging any cores: what the planner gains. With --limit the exit code is 1 if
-a peer on TT is less than so many times slower than distsam.
+a peer on TT is less than so many times slower than distsam, or was not measured.
 """
 
 import argparse
@@ -154,16 +154,22 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers
-    below = []
+    below: list[str] = []
+    unmeasured: set[str] = set()
     for bond in arguments.bonds:
         for spec in specs_of(arguments.shape, bond):
             if spec.format not in arguments.formats:
                 continue
             ratios = compare(spec, arguments.batch, arguments.rounds)
             if arguments.limit and spec.format == "tt":
-                below += [name for name in PEERS if ratios.get(name, arguments.limit) < arguments.limit]
+                below += [name for name in PEERS if name in ratios and ratios[name] < arguments.limit]
+                unmeasured |= PEERS.keys() - ratios.keys()
+    if arguments.limit and "tt" not in arguments.formats:
+        unmeasured |= PEERS.keys()
     if below:
         sys.exit(f"less than {arguments.limit} times slower than distsam: {', '.join(below)}")
+    if unmeasured:
+        sys.exit(f"not measured on TT, so --limit cannot say: {', '.join(sorted(unmeasured))}")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from command_line import LIMIT_S, ROOT, environment, small_config
+from command_line import LIMIT_S, ROOT, environment, run, small_config, torchrun
 
 LAUNCH = str(ROOT / "launch" / "torchrun.sh")
 
@@ -64,3 +64,24 @@ def wait_until_it_trains(run_dir: Path, launcher: "subprocess.Popen[bytes]") -> 
 def child_of(pid: int) -> int:
     """The newest child: a rank, because the launcher became Python by exec."""
     return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[-1])
+
+
+MEETING = """
+import time
+import torch
+from distsam.sharding import close_world, open_world
+from distsam.sharding.collectives import all_reduce_sum_
+
+for turn in range(3):
+    world = open_world("cpu")
+    assert all_reduce_sum_(torch.ones(1)).item() == world.world_size
+    time.sleep(0.5 * world.rank)
+    close_world()
+"""
+
+
+def test_one_launch_may_hold_several_runs(tmp_path: Path) -> None:
+    """The rank that was first in the second run met the address that the other had in the first, and both waited."""
+    (tmp_path / "meeting.py").write_text(MEETING)
+    done = run([*torchrun(), str(tmp_path / "meeting.py")])
+    assert done.returncode == 0, done.stderr

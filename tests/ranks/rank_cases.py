@@ -130,6 +130,49 @@ def count_step(plan: str, replicas: int, method: str, widen: int) -> tuple[Count
     return Counter(step.sizes) - Counter(passes.sizes), Counter(passes.sizes) - Counter(step.sizes)
 
 
+class Chain(nn.Module):
+    """One TT network of so many cores."""
+
+    def __init__(self, num_cores: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.network = distsam.TensorNetwork(distsam.tt((4,) * num_cores, 2), generator=generator)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.network.at(indices)
+
+
+def count_chain_step(plan: str, method: str, num_cores: int) -> list[tuple[str, int]]:
+    """Name and bytes of each collective that a step of a network of so many cores issues beyond its passes."""
+    model = distsam.shard(Chain(num_cores), make_layout(this_world(), plan_of(plan)).mesh, plan)
+    optimizer = chain(method, model, 0.01)
+    distsam.BalanceCoordinator(model, optimizer)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = model(torch.zeros(2, num_cores, dtype=torch.int64)).square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with CollectiveCount() as passes:
+        for _ in range(2 if "sam" in method else 1):
+            closure()
+    with CollectiveCount() as step:
+        optimizer.step(closure)
+    return list((Counter(step.sizes) - Counter(passes.sizes)).elements())
+
+
+def finite_where(plan: str) -> list[bool]:
+    """Are the weights finite: as they are, and when the last element of the last one, on one rank, is not."""
+    model, _, _ = build(plan, 1, torch.float32, "base")
+    answers = [sharding.are_finite(model.parameters())]
+    if rank() == world_size() - 1:
+        with torch.no_grad():
+            sharding.local_tensor(next(model.parameters())).view(-1)[-1:] = float("inf")
+    return [*answers, sharding.are_finite(model.parameters())]
+
+
 def stop_on_one_rank() -> list[bool]:
     """Whether each of four steps ends with a stop, when the last rank asks before the third."""
     _, optimizer, closure = build("replicate", 1, torch.float64, "sam")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import distsam
-from distsam.environment import place
+from distsam.environment import available_bytes, free_here, place, processes_here
 from distsam.errors import InputError
 from distsam.sharding import Fsdp, Layout, loss_weight_of, make_layout, open_world
 
@@ -27,6 +27,33 @@ SLURM_STEP = {"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "2", "S
 )
 def test_the_place_in_the_run_is_read_from_the_launcher(env: dict[str, str], expected: tuple[int, int, int]) -> None:
     assert place(env)[:3] == expected
+
+
+@pytest.mark.parametrize(
+    ("env", "expected"),
+    [
+        ({}, 1),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "2"}, 2),
+        ({**SLURM_STEP, "SLURM_STEP_TASKS_PER_NODE": "4(x2)", "SLURM_NODEID": "1"}, 4),
+        ({**SLURM_STEP, "SLURM_STEP_TASKS_PER_NODE": "3(x2),2", "SLURM_NODEID": "2"}, 2),
+        ({**SLURM_STEP, "SLURM_TASKS_PER_NODE": "8", "SLURM_NODEID": "0"}, 8),
+        ({"SLURM_NTASKS": "8", "SLURM_TASKS_PER_NODE": "8"}, 1),  # a plain start inside an allocation
+    ],
+)
+def test_the_processes_that_share_a_machine_are_counted(env: dict[str, str], expected: int) -> None:
+    """Four ranks of one machine, each with half of its memory asked for, were let in."""
+    assert processes_here(env) == expected
+
+
+def test_each_of_them_has_its_share_of_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*SLURM_STEP, *TORCHRUN):
+        monkeypatch.delenv(name, raising=False)
+    alone = available_bytes()
+    for name, value in {**TORCHRUN, "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    # What is free moves while this runs; a half would be none of them.
+    assert alone / 6 < available_bytes() < alone / 3
+    assert free_here(2**30) == "1 GiB are free here for each of 4 ranks"
 
 
 def test_without_scontrol_a_srun_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
