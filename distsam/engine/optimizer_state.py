@@ -18,7 +18,7 @@ States = dict[str, Any]
 
 def tensors_of(model: nn.Module, optimizer: Wrapper) -> dict[str, Tensor]:
     """Name -> tensor of every state in the chain, sharing memory."""
-    parameters = _parameters(model)
+    parameters = parameters_of(model)
     return {
         f"{prefix}.{name}.{key}": value
         for prefix, states in _states(optimizer).items()
@@ -36,7 +36,7 @@ def allocate_tensors(
 
     Our own and not torch's `set_optimizer_state_dict`, because that runs a step of the optimizer to make room.
     """
-    parameters, states = _parameters(model), _states(optimizer)
+    parameters, states = parameters_of(model), _states(optimizer)
     for full_name, (shape, dtype) in shapes.items():
         prefix, _, rest = full_name.partition(".")
         name, _, key = rest.rpartition(".")
@@ -50,14 +50,14 @@ def plain_values(model: nn.Module, optimizer: Wrapper) -> dict[str, dict[str, An
     state = optimizer.base_optimizer.state
     found = {
         name: {key: value for key, value in state.get(param, {}).items() if is_plain(value)}
-        for name, param in _parameters(model).items()
+        for name, param in parameters_of(model).items()
     }
     return {name: values for name, values in found.items() if values}
 
 
 def load_plain_values(model: nn.Module, optimizer: Wrapper, values: Mapping[str, Mapping[str, Any]]) -> None:
     """Restore what `plain_values` gave, as far as the parameters are there."""
-    for name, param in _parameters(model).items():
+    for name, param in parameters_of(model).items():
         if name in values:
             optimizer.base_optimizer.state[param].update(values[name])
 
@@ -78,7 +78,8 @@ def _zeros(param: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Tensor
     return torch.zeros(shape, dtype=dtype)  # Adam counts its steps in CPU scalars
 
 
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter."""
     # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
     state = model.state_dict(keep_vars=True)
     return {name: value for name, value in state.items() if isinstance(value, nn.Parameter)}

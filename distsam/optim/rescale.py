@@ -141,6 +141,6 @@ class Rescaling(OnePass):
         return table.spread(torch.tensor(alpha, dtype=torch.float64)) if isinstance(alpha, list) else alpha
 
     def _scale(self, pieces: Pieces, table: NetworkTable, changes: Rows) -> None:
-        weights = pieces.weights()
+        # What the base is about to move, from which the weights of the next pass are made.
+        weights = pieces.stepped_weights()
         torch._foreach_mul_([weights[place] for place in table.places], table.factors(changes))
-        pieces.publish()

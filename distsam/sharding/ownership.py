@@ -72,6 +72,10 @@ class Pieces(Protocol):
     def weights(self) -> list[Tensor]:
         """P pieces of the weights, sharing storage, for use under no_grad."""
 
+    def stepped_weights(self) -> list[Tensor]:
+        """P pieces of what the base optimizer's step moves: `weights`, unless an engine keeps a copy for that. A change
+        to them reaches the passes with that step."""
+
     def gradients(self) -> list[Tensor | None]:
         """P pieces of the gradients of the pass that has just ended, averaged over the data ranks, sharing storage.
 
@@ -128,6 +132,10 @@ class LocalPieces:
         for i, param, _ in self._sharded:
             pieces[i] = param._local_tensor
         return pieces
+
+    def stepped_weights(self) -> list[Tensor]:
+        """The weights themselves."""
+        return self.weights()
 
     def gradients(self) -> list[Tensor | None]:
         """P pieces of `.grad`, each placed as its parameter is; None where there is no gradient, or it is not moved.

@@ -43,8 +43,9 @@ class RunParts:
 
 
 def build_plan(config: Config) -> Plan:
-    """The plan that sharding.plan names."""
-    plan: Plan = parts.PLANS.chosen(config.sharding).build(config.sharding)
+    """The plan that sharding.plan names, or that of an engine which places weights itself."""
+    own = parts.ENGINES.chosen(config.engine).plan
+    plan: Plan = parts.PLANS.chosen(config.sharding).build(config.sharding) if own is None else own(config)
     return plan
 
 
@@ -111,13 +112,15 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with arguments_as_keys("sharding"):
         plan = build_plan(config).place(shapes, layout.axes)
-        shard(model, layout.mesh, plan)
+        if parts.ENGINES.chosen(config.engine).plan is None:
+            shard(model, layout.mesh, plan)
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
         # The run says so itself, once and not on every rank.
         warnings.filterwarnings("ignore", message=".* holds no tensor network")
         coordinator = BalanceCoordinator(model, optimizer, every=config.train.log_every, last_step=config.train.steps)
-    engine = parts.ENGINES.chosen(config.train).build(
+    engine = parts.ENGINES.chosen(config.engine).build(
+        config,
         model,
         optimizer,
         autocast=torch.bfloat16 if config.train.precision == "bf16" else None,

@@ -1,13 +1,23 @@
 """The typed form of a run: the keys that every run has, and how they and those of its parts become one config."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from distsam.errors import ArgumentError, InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.seams import Field, PrivateAttr, Section, SectionForm, Shape, ValidationError, create_model
+from distsam.train.seams import (
+    Field,
+    PrivateAttr,
+    Section,
+    SectionForm,
+    Shape,
+    ValidationError,
+    create_model,
+    field_validator,
+)
 from distsam.train.secrets import Place, without_secrets
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -19,11 +29,22 @@ class RunKeys(Section):
     """Where the run lives and which random numbers it draws."""
 
     dir: str = Field(default="", description="Run folder; runs/<name of the config file> when not given.")
+
+    @field_validator("dir")
+    @classmethod
+    def _of_somebody(cls, path: str) -> str:
+        try:
+            return str(Path(path).expanduser()) if path.startswith("~") else path
+        except RuntimeError:  # ~name of nobody, which `check` says
+            return path
+
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the split, the initial cores and the batches.")
 
     def check(self) -> None:
         if "\0" in self.dir:
             raise ArgumentError("dir", f"{self.dir!r} holds a zero byte, which no path may; choose another folder")
+        if self.dir.startswith("~"):
+            raise ArgumentError("dir", f"{self.dir}: nobody is called so here; write the whole path")
 
 
 class TaskKeys(Section):
@@ -55,11 +76,16 @@ class ShardingKeys(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
 
 
+class EngineKeys(Section):
+    """Who runs forward, backward and step."""
+
+    kind: str = Field(default="native", description="Plain torch, or DeepSpeed.")
+
+
 class TrainKeys(Section):
     """How long, how often, and from where."""
 
     steps: int = Field(ge=1, description="Number of updates.")
-    engine: str = Field(default="native", description="Who runs forward, backward and step.")
     accumulate: int = Field(default=1, ge=1, description="Micro-batches a step: less memory, the same update.")
     precision: Literal["float32", "float64", "bf16"] | None = Field(
         default=None, description="float32 or float64 weights, or bf16: float32 weights, passes under autocast."
@@ -84,6 +110,7 @@ class Config(Section):
     task: TaskKeys
     optim: OptimKeys
     sharding: ShardingKeys
+    engine: EngineKeys
     train: TrainKeys
     # A secret's place -> its text as the file has it; see train.secrets.
     _secrets: dict[Place, str] = PrivateAttr(default_factory=dict)
@@ -120,7 +147,8 @@ def section_forms(raw: Mapping[str, Any]) -> dict[str, SectionForm]:
         "task": (TaskKeys, (parts.TASKS,)),
         "optim": (OptimKeys, (parts.BASES, parts.METHODS)),
         "sharding": (ShardingKeys, (parts.PLANS,)),
-        "train": (TrainKeys, (parts.ENGINES,)),
+        "engine": (EngineKeys, (parts.ENGINES,)),
+        "train": (TrainKeys, ()),
     }
     forms = {
         name: SectionForm(name, keys, seams, (added[name],) if name in added else ())
@@ -172,12 +200,22 @@ def check_together(config: Config) -> None:
                     vars(kind)["check"](section)
     _check_schedules(config)
     parts.TASKS.chosen(config.task).check(config)
+    parts.ENGINES.chosen(config.engine).check(config)
 
 
 def unused_keys(config: Config) -> Iterator[str]:
     """One line for each key that was given a value and that the chosen parts do not use."""
     for name, form in section_forms(config.model_dump()).items():
         yield from form.unused(getattr(config, name))
+    if parts.ENGINES.chosen(config.engine).plan is not None and config.sharding.plan != _default_plan():
+        yield (
+            f"sharding.plan: {config.sharding.plan} is not used by engine.kind={config.engine.kind}, which puts "
+            "weights in their places itself"
+        )
+
+
+def _default_plan() -> Any:
+    return ShardingKeys.model_fields["plan"].default
 
 
 def _check_schedules(config: Config) -> None:

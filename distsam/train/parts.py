@@ -12,7 +12,7 @@ from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import Part, Seam, SectionForm, SumSeam, TaskPart
+from distsam.train.seams import EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -28,8 +28,8 @@ RESCALES: Seam[Part] = Seam("optim", "method")
 ASCENTS: Seam[Part] = Seam("optim", "method")
 # build(sharding section) -> Plan
 PLANS: Seam[Part] = Seam("sharding", "plan")
-# build(model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
-ENGINES: Seam[Part] = Seam("train", "engine")
+# build(config, model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
+ENGINES: Seam[EnginePart] = Seam("engine", "kind")
 # The word names a section. build(that section, run folder, config as a dict) -> Tracker or None
 TRACKERS: Seam[Part] = Seam("", "")
 
@@ -59,7 +59,16 @@ RESCALES.add(Part("obar", optim.RescaleKeys, optim.build_obar))
 PLANS.add(Part("replicate", sharding.ReplicateKeys, sharding.build_replicate))
 PLANS.add(Part("fsdp", sharding.FsdpKeys, sharding.build_fsdp))
 
-ENGINES.add(Part("native", engines.NativeKeys, engines.build_native))
+ENGINES.add(EnginePart("native", engines.NativeKeys, engines.build_native))
+ENGINES.add(
+    EnginePart(
+        "deepspeed",
+        engines.DeepSpeedKeys,
+        engines.build_deepspeed,
+        plan=engines.plan_of_deepspeed,
+        check=engines.check_deepspeed,
+    )
+)
 
 TRACKERS.add(Part("wandb", trackers.WandbKeys, trackers.build_wandb))
 

@@ -47,6 +47,7 @@ class Part:
 
 
 __all__ = [
+    "EnginePart",
     "Field",
     "Part",
     "PrivateAttr",
@@ -270,6 +271,19 @@ def _optional(keys: type[Section], key: str) -> tuple[Any, Any]:
         info.default = None
         return (info.annotation | None, info)  # type: ignore[operator]
     return (info.annotation, info)
+
+
+@dataclass(frozen=True)
+class EnginePart(Part):
+    """A part of the seam of engines.
+
+    Args:
+        plan: gives the plan in place of sharding.plan, where the engine itself puts weights in their places; else None.
+        check: raises InputError where keys of several sections do not fit together.
+    """
+
+    plan: Callable[[Any], Any] | None = None
+    check: Callable[[Any], None] = lambda config: None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,128 @@
+"""Who runs forward, backward and step: DeepSpeed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distsam.engine.deepspeed import library
+from distsam.engine.deepspeed.base import SteppedByDeepSpeed
+from distsam.engine.deepspeed.pieces import FlatPieces
+from distsam.engine.deepspeed.settings import settings_for
+from distsam.engine.deepspeed.state import FlatState
+from distsam.engine.native import NativeEngine
+from distsam.engine.schedule import Schedule
+from distsam.errors import ArgumentError
+from distsam.optim import Wrapper
+
+
+class DeepSpeedEngine(NativeEngine):
+    """The Engine of DeepSpeed's ZeRO, stages 0, 1 and 2; see `Engine` for what each method promises.
+
+    DeepSpeed averages the gradients, steps the base optimizer on this rank's part, and sends the weights round. SAM,
+    DAS and BAR work on that part; norms are summed over the ranks, as everywhere. A parameter that no loss reaches has
+    a gradient of zeros from stage 1 on (natively none): weight decay moves it.
+
+    Args:
+        model: whole, in float32, on this rank's device; its weights become those of rank 0. Not placed by `shard`.
+        optimizer: over the model's parameters; its innermost torch optimizer is handed to DeepSpeed.
+        stage: of ZeRO.
+        settings: DeepSpeed's config, see `settings_for`.
+        known: DeepSpeed's keys that are given elsewhere, see `settings_for`.
+        autocast, clip_norm, schedules: as for NativeEngine.
+
+    Collectives: DeepSpeed's own, and those of the optimizer; every rank builds one.
+
+    Raises:
+        ArgumentError: a setting that contradicts or breaks SAM, a stage that there is not, weights that are not
+            float32, an ascent that keeps tensors of its own, or a deepspeed that is not installed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Wrapper,
+        *,
+        stage: int,
+        settings: Mapping[str, Any] | None = None,
+        known: Mapping[str, tuple[str, Any]] | None = None,
+        autocast: torch.dtype | None = None,
+        clip_norm: float | None = None,
+        schedules: Sequence[Schedule] = (),
+    ) -> None:
+        super().__init__(model, optimizer, autocast=autocast, clip_norm=clip_norm, schedules=schedules)
+        config = settings_for(stage, settings or {}, known or {})
+        other = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
+        if other:
+            raise ArgumentError("model", f"has weights in {', '.join(sorted(other))}: DeepSpeed's ZeRO takes float32")
+        self._stage = stage
+        base = optimizer.base_optimizer
+        stepped = SteppedByDeepSpeed(base)
+        self._engine = library.initialize(model, base, config)
+        self._zero = self._engine.optimizer if stage else None
+        stepped.follow(self._engine)
+        optimizer.chain()[-1].base = stepped
+        self._flat: FlatState | None = None
+        self._has_stepped = False
+        if stage:
+            optimizer.use_pieces(partial(FlatPieces, self._zero))
+            self._flat = FlatState(model, stepped.param_groups, base, self._zero)
+
+    def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """One update of the weights; see `Engine.step`."""
+        if self._flat is not None and not self._has_stepped:
+            # The copy that the base steps was made before a checkpoint was loaded.
+            self._zero.refresh_fp32_params()  # type: ignore[union-attr]
+            self._flat.take_in()
+        self._has_stepped = True
+        return super().step(losses)
+
+    def _sweep(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Gradients of the mean over the micro-batches; DeepSpeed averages them at the last one."""
+        if self._zero is not None:
+            library.forget_gradients(self._zero)
+        for group in self.optimizer.param_groups:
+            for param in group["params"]:
+                param.grad = None
+        count, parts = len(losses), []
+        for position, compute in enumerate(losses):
+            self._engine.set_gradient_accumulation_boundary(position == count - 1)
+            parts.append(self._backward(compute, count))
+        return parts[0] if count == 1 else torch.stack(parts).sum(0)
+
+    def _backward(self, compute_loss: Callable[[], Tensor], count: int) -> Tensor:
+        if self._zero is not None:
+            library.forget_backward(self._zero)
+        with nullcontext() if self._autocast is None else torch.autocast(self._device_type, self._autocast):
+            loss = compute_loss()
+        part = loss if count == 1 else loss / count
+        library.backward(self._engine, part)
+        return part.detach()
+
+    def state(self) -> dict[str, Any]:
+        """As NativeEngine's."""
+        state = super().state()
+        return state if self._flat is None else {**state, "base": self._flat.plain()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` gave; see `Engine.load_state`."""
+        if self._flat is None:
+            super().load_state(state)
+            return
+        super().load_state({**state, "base": {}})
+        self._flat.load_plain(state["base"])
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """`optim.<parameter>.<key>` of the base: copies from stage 1 on. Collectives: see `FlatState.tensors`."""
+        return super().state_tensors() if self._flat is None else self._flat.tensors()
+
+    def allocate_state(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
+        """Room for a checkpoint's tensors, which the next step takes in; see `Engine.allocate_state`."""
+        self._has_stepped = False
+        if self._flat is None:
+            return super().allocate_state(shapes)
+        self._flat.allocate(shapes)
+        return self._flat.incoming()

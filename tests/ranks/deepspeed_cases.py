@@ -1,0 +1,239 @@
+"""What runs on every rank under DeepSpeed: networks, linear layers and a frozen parameter, five steps."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from rank_cases import chain, full
+from torch import Tensor, nn
+
+import distsam
+from distsam.engine import Engine, NativeEngine
+from distsam.optim import Wrapper
+from distsam.sharding.collectives import is_distributed, rank, world_size
+
+SHAPE, NUM_ENTRIES, NUM_STEPS = (4, 3, 5), 24, 5
+
+
+class Mixed(nn.Module):
+    """Two networks between linear layers; 1 + 7 elements in the last layer, which no number of ranks divides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = distsam.TensorNetwork(distsam.tt(SHAPE, 3), norms=(1, 2, 3), generator=generator)
+        self.second = distsam.TensorNetwork(distsam.tucker(SHAPE, (2, 2, 2)), generator=generator)
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(3, 7), nn.Linear(7, 1)
+        self.frozen = nn.Parameter(torch.tensor([1.5]), requires_grad=False)
+
+    def forward(self, indices: Tensor) -> Tensor:
+        value = self.first(indices) + self.second(indices)
+        hidden = torch.tanh(self.inner(torch.stack([value, value.sin(), self.second(indices)], 1)))
+        return (self.outer(hidden)[:, 0] + value) * self.frozen
+
+
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.stack([torch.randint(n, (NUM_ENTRIES,), generator=generator) for n in SHAPE], 1),
+            torch.randn(NUM_ENTRIES, generator=generator),
+        )
+        for _ in range(NUM_STEPS)
+    ]
+
+
+def losses_of(model: nn.Module, batch: tuple[Tensor, Tensor], count: int) -> list[Callable[[], Tensor]]:
+    """This rank's part of each of `count` micro-batches."""
+
+    def loss_of(micro: slice) -> Callable[[], Tensor]:
+        return lambda: (model(batch[0][micro]) - batch[1][micro]).square().mean()
+
+    each = NUM_ENTRIES // (count * world_size())
+    starts = [(k * world_size() + rank()) * each for k in range(count)]
+    return [loss_of(slice(start, start + each)) for start in starts]
+
+
+def build(
+    stage: int | None, method: str, base: str, settings: dict[str, Any] | None = None, clip_norm: float | None = None
+) -> tuple[nn.Module, Wrapper, Engine]:
+    """The model, its optimizer, and DeepSpeed's engine; the native one without a stage."""
+    model = Mixed()
+    optimizer = chain(method, model, 0.05)
+    if base == "adamw":
+        _replace_base(optimizer, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2))
+    if stage is None:
+        return model, optimizer, NativeEngine(model, optimizer, clip_norm=clip_norm)
+    from distsam.engine.deepspeed.engine import DeepSpeedEngine
+
+    return model, optimizer, DeepSpeedEngine(model, optimizer, stage=stage, settings=settings, clip_norm=clip_norm)
+
+
+def _replace_base(optimizer: Wrapper, base: torch.optim.Optimizer) -> None:
+    for group, old in zip(base.param_groups, optimizer.param_groups, strict=True):
+        group.update({key: value for key, value in old.items() if key in ("rho", "alpha")})
+    optimizer.chain()[-1].base = base
+
+
+def five_steps(
+    stage: int | None,
+    method: str = "sam",
+    base: str = "sgd",
+    count: int = 1,
+    clip_norm: float | None = None,
+    wrong: str | None = None,
+) -> dict[str, Any]:
+    """Parameters after five steps, whether SAM's weights came back bit for bit, the numbers of the last step.
+
+    Args:
+        wrong: a mistake to make, by its name in `MISTAKES`.
+    """
+    model, optimizer, engine = build(stage, method, base, clip_norm=clip_norm)
+    coordinator = distsam.BalanceCoordinator(model, optimizer)
+    with ExitStack() as stack:
+        if wrong is not None:
+            MISTAKES[wrong](stack, engine)
+        for batch in batches():
+            engine.step(losses_of(model, batch, count))
+    return {
+        "parameters": [full(p) for p in model.parameters()],
+        "snapshot": coordinator.snapshot(),
+        "is_alone": not is_distributed(),
+    }
+
+
+def weights_come_back(stage: int) -> bool:
+    """Does the base, at the end of a SAM step, start from the very bits from which the step started?"""
+    model, optimizer, engine = build(stage, "sam", "sgd")
+    before = [p.detach().clone() for p in model.parameters()]
+    is_same: list[bool] = []
+
+    step = optimizer.base_optimizer.step
+
+    def look_and_step() -> None:
+        is_same.append(all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True)))
+        step()
+
+    with mock.patch.object(optimizer.base_optimizer, "step", look_and_step):
+        engine.step(losses_of(model, batches()[0], 1))
+    return is_same == [True]
+
+
+def skip_together(stage: int) -> dict[str, Any]:
+    """A step in which the last rank's loss is no number, between two good ones."""
+    model, optimizer, engine = build(stage, "sam", "adamw")
+    first, second, third = batches()[:3]
+    engine.step(losses_of(model, first, 1))
+    before = [full(p) for p in model.parameters()]
+    factor = float("nan") if rank() == world_size() - 1 else 1.0
+    engine.step([lambda: losses_of(model, second, 1)[0]() * factor])
+    is_untouched = all(np.array_equal(a, full(p)) for a, p in zip(before, model.parameters(), strict=True))
+    engine.step(losses_of(model, third, 1))
+    return {
+        "is_untouched": is_untouched,
+        "num_skipped": optimizer.num_skipped,
+        "parameters": [full(p) for p in model.parameters()],
+    }
+
+
+def without_the_second_batch() -> list[np.ndarray]:
+    """The parameters after the first and third step alone, natively."""
+    model, _, engine = build(None, "sam", "adamw")
+    for batch in (batches()[0], batches()[2]):
+        engine.step(losses_of(model, batch, 1))
+    return [full(p) for p in model.parameters()]
+
+
+def a_pass_that_raises(stage: int) -> dict[str, Any]:
+    """A micro-batch that raises on every rank, then a good step."""
+    model, _, engine = build(stage, "sam", "sgd")
+    before = [full(p) for p in model.parameters()]
+
+    def broken() -> Tensor:
+        raise KeyError("no such batch")
+
+    raised = False
+    try:
+        engine.step([losses_of(model, batches()[0], 2)[0], broken])
+    except KeyError:
+        raised = True
+    is_untouched = all(np.array_equal(a, full(p)) for a, p in zip(before, model.parameters(), strict=True))
+    for batch in batches():
+        engine.step(losses_of(model, batch, 1))
+    return {"raised": raised, "is_untouched": is_untouched, "parameters": [full(p) for p in model.parameters()]}
+
+
+def bytes_held(stage: int) -> int:
+    """Bytes of optimizer state on this rank after a step of AdamW."""
+    model, optimizer, engine = build(stage, "base", "adamw")
+    engine.step(losses_of(model, batches()[0], 1))
+    tensors = [t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def refused(settings: dict[str, Any]) -> str:
+    """What is said of these settings."""
+    try:
+        build(2, "sam", "sgd", settings)
+    except distsam.InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def never_sent(stack: ExitStack, engine: Any) -> None:
+    """The perturbed parts stay with the ranks that own them."""
+    from distsam.engine.deepspeed import library
+
+    stack.enter_context(mock.patch.object(library, "gather_partitions"))
+
+
+def copies_perturbed(stack: ExitStack, engine: Any) -> None:
+    """What the base steps is perturbed in place of what passes read."""
+    from distsam.engine.deepspeed.pieces import FlatPieces
+
+    read = FlatPieces.weights
+
+    def copies(pieces: FlatPieces) -> list[Tensor]:
+        with mock.patch.object(FlatPieces, "weights", read):
+            return pieces.stepped_weights()
+
+    stack.enter_context(mock.patch.object(FlatPieces, "weights", copies))
+
+
+def never_forgotten(stack: ExitStack, engine: Any) -> None:
+    """The gradients of one pass are left for the next."""
+    from distsam.sharding import LocalPieces
+
+    stack.enter_context(mock.patch.object(LocalPieces, "clear"))
+    stack.enter_context(mock.patch.object(type(engine), "_sweep", _sweep_on_top))
+
+
+def _sweep_on_top(engine: Any, losses: Any) -> Tensor:
+    for position, compute in enumerate(losses):
+        engine._engine.set_gradient_accumulation_boundary(position == len(losses) - 1)
+        loss = engine._backward(compute, len(losses))
+    return loss
+
+
+def automatic_boundaries(stack: ExitStack, engine: Any) -> None:
+    """DeepSpeed counts the micro-batches, and SAM's second pass with them."""
+    engine._engine.set_gradient_accumulation_boundary(None)
+    engine._engine._config.gradient_accumulation_steps = 2
+    stack.enter_context(mock.patch.object(engine._engine, "set_gradient_accumulation_boundary"))
+
+
+def default_clipping(stack: ExitStack, engine: Any) -> None:
+    """DeepSpeed's default bound on the gradient."""
+    engine._engine._config.gradient_clipping = 0.05
+    if engine._zero is not None:
+        engine._zero.clip_grad = 0.05
+
+
+MISTAKES = {
+    mistake.__name__: mistake
+    for mistake in (never_sent, copies_perturbed, never_forgotten, automatic_boundaries, default_clipping)
+}

@@ -1,0 +1,131 @@
+"""DeepSpeed's ZeRO under SAM, DAS and BAR: the steps of one process, at every stage; and mistakes that must show."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from deepspeed_cases import (
+    a_pass_that_raises,
+    bytes_held,
+    five_steps,
+    refused,
+    skip_together,
+    weights_come_back,
+    without_the_second_batch,
+)
+from rank_pool import RankPool
+
+pytest.importorskip("deepspeed")
+STAGES = (0, 1, 2)
+# float32, five steps: what the order of sums comes to, for each base, in units of the largest weight (about 1.5).
+TOLERANCE = {"sgd": 2e-7, "adamw": 5e-7}
+every_stage = pytest.mark.parametrize("stage", STAGES)
+
+
+def largest(left: list[np.ndarray], right: list[np.ndarray]) -> float:
+    """The largest difference, in units of the largest weight."""
+    scale = max(float(np.abs(b).max()) for b in right)
+    return max(float(np.abs(a - b).max()) for a, b in zip(left, right, strict=True)) / scale
+
+
+@every_stage
+@pytest.mark.parametrize(
+    ("method", "base", "count", "clip_norm"),
+    [
+        ("sam", "sgd", 1, None),
+        ("sam", "adamw", 2, None),
+        ("sam+das", "sgd", 2, None),
+        ("das", "sgd", 1, 0.05),
+        ("obar", "adamw", 1, None),
+        ("sam:core", "sgd", 1, 0.05),
+        ("sam:network", "sgd", 1, None),
+        ("base", "adamw", 2, 0.05),
+    ],
+)
+def test_five_steps_are_those_of_one_process(
+    two_ranks: RankPool, stage: int, method: str, base: str, count: int, clip_norm: float | None
+) -> None:
+    expected = five_steps(None, method, base, count, clip_norm)
+    assert expected["is_alone"]
+    for got in two_ranks.run(five_steps, stage, method, base, count, clip_norm):
+        assert largest(got["parameters"], expected["parameters"]) < TOLERANCE[base]
+        if got["snapshot"]:
+            check_numbers(got["snapshot"], expected["snapshot"])
+
+
+def check_numbers(got: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert got.keys() == expected.keys()
+    for key, value in expected.items():
+        if isinstance(value, float):
+            # Differences of sums of squares of float32 numbers.
+            assert got[key] == pytest.approx(value, rel=1e-3, abs=1e-6), key
+        else:
+            assert got[key] == value, key
+
+
+@every_stage
+@pytest.mark.parametrize("base", TOLERANCE)
+def test_five_steps_on_four_ranks_too(four_ranks: RankPool, stage: int, base: str) -> None:
+    expected = five_steps(None, "sam+das", base, 2)
+    for got in four_ranks.run(five_steps, stage, "sam+das", base, 2):
+        assert largest(got["parameters"], expected["parameters"]) < TOLERANCE[base]
+
+
+@every_stage
+def test_the_weights_come_back_bit_for_bit(two_ranks: RankPool, stage: int) -> None:
+    assert two_ranks.run(weights_come_back, stage) == [True, True]
+
+
+@every_stage
+def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks: RankPool, stage: int) -> None:
+    expected = without_the_second_batch()
+    for got in two_ranks.run(skip_together, stage):
+        assert (got["is_untouched"], got["num_skipped"]) == (True, 1)
+        assert largest(got["parameters"], expected) < TOLERANCE["adamw"]
+
+
+@every_stage
+def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: RankPool, stage: int) -> None:
+    expected = five_steps(None)["parameters"]
+    for got in two_ranks.run(a_pass_that_raises, stage):
+        assert (got["raised"], got["is_untouched"]) == (True, True)
+        assert largest(got["parameters"], expected) < TOLERANCE["sgd"]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "stages", "count"),
+    [
+        ("never_sent", (1, 2), 1),
+        ("copies_perturbed", (1, 2), 1),
+        ("never_forgotten", (0,), 1),
+        ("automatic_boundaries", (0,), 2),
+        ("default_clipping", (1, 2), 1),
+    ],
+)
+def test_a_wrong_recipe_is_far_off(two_ranks: RankPool, mistake: str, stages: tuple[int, ...], count: int) -> None:
+    """Else the tests above could pass by chance."""
+    expected = five_steps(None, count=count)["parameters"]
+    for stage in stages:
+        for got in two_ranks.run(five_steps, stage, "sam", "sgd", count, None, mistake):
+            assert largest(got["parameters"], expected) > 1000 * TOLERANCE["sgd"], stage
+
+
+def test_from_stage_1_on_a_rank_holds_half_of_the_optimizer_state(two_ranks: RankPool) -> None:
+    whole, *cut = [max(two_ranks.run(bytes_held, stage)) for stage in STAGES]
+    # DeepSpeed pads the flat groups to a multiple of ranks and alignment.
+    assert all(whole / 2 <= part < whole / 2 + 128 for part in cut)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"zero_optimization": {"round_robin_gradients": True}}, "zero_optimization.round_robin_gradients is True"),
+        ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage is 1 there, and stage is 2 here"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled is True there: SAM's radius"),
+        ({"optimizer": {"type": "Adam"}}, "optimizer is {'type': 'Adam'} there: the optimizer is distsam's own"),
+        ({"zero_optimization": {"overlap_comm": False}}, "nothing"),
+    ],
+)
+def test_settings_that_break_sam_are_refused(two_ranks: RankPool, settings: dict[str, Any], says: str) -> None:
+    for said in two_ranks.run(refused, settings):
+        assert said.startswith(f"config: {says}" if says != "nothing" else says)
