@@ -1,6 +1,8 @@
 """`distsam evaluate`: the scores of a run, computed again."""
 
 import json
+import sys
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +30,8 @@ def evaluate(
 
         end_loading()
         scores = evaluate_run(run, overrides or [])
+        if any(score is not None and not isfinite(score) for score in scores.values()):
+            print(f"distsam: {run}: its weights give scores that are no finite numbers: it diverged", file=sys.stderr)
         if as_json:
             print(json.dumps(without_infinities(scores), allow_nan=False))
             return

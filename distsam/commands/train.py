@@ -37,7 +37,8 @@ def train(
         if place().rank == 0:
             from distsam.commands.table import run_report
 
-            _draw(settings.run.dir)
+            if incomplete is None or (Path(settings.run.dir) / "metrics.jsonl").exists():
+                _draw(settings.run.dir)
             print(run_report(summary, settings.run.dir), flush=True)
         if incomplete is not None:
             raise incomplete

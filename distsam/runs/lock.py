@@ -41,6 +41,8 @@ class RunLock:
 
     def _take(self) -> None:
         # O_NOFOLLOW: not through a link that somebody planted.
+        if self._path.is_symlink():
+            raise ArgumentError("path", f"{self._path} is a link; remove it, or choose another folder")
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         stream = os.fdopen(descriptor, "r+", encoding="utf-8")
         try:
@@ -68,6 +70,17 @@ class RunLock:
         stream.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "started": started}) + "\n")
         stream.flush()
         self._stream = stream
+
+    def is_held(self) -> bool:
+        """False once the file is no longer where it was: somebody has moved or deleted it, or the whole folder."""
+        if self._stream is None:
+            return False
+        own = os.fstat(self._stream.fileno())
+        try:
+            there = os.stat(self._path, follow_symlinks=False)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (own.st_dev, own.st_ino)
 
     def release(self) -> None:
         """Let others have the folder; a second call does nothing."""

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class MetricsFile:
 
     Attributes:
         num_set_aside: lines that are no rows; they are in the file `aside` now.
+        last_kept: step of the last row that was kept; None without any.
         problem: why rows could not be written, while there are any; else None.
     """
 
@@ -35,11 +37,12 @@ class MetricsFile:
         self.path, self.aside = path, path.with_name(f"{path.name}.damaged")
         self.problem: str | None = None
         self.num_set_aside = 0
+        self.last_kept: int | None = None
         self._waiting: list[bytes] = []
         if path.exists():
             self._keep_until(start_step)
         # Unbuffered: what could not be written must not be tried again by the stream itself.
-        self._stream = path.open("ab", buffering=0)
+        self._stream = _appended(path)
 
     def _keep_until(self, start_step: int) -> None:
         # What follows the last end of a line was cut short by a kill: that is no damage.
@@ -48,9 +51,10 @@ class MetricsFile:
         damaged = [line for line, row in rows if row is None]
         if start_step > 0 and damaged:
             self.num_set_aside = len(damaged)
-            with self.aside.open("ab") as stream:
+            with _appended(self.aside) as stream:
                 stream.write(b"\n".join(damaged) + b"\n")
         kept = [row for _, row in rows if row is not None and start_step > 0 and row[STEP] <= start_step]
+        self.last_kept = max((row[STEP] for row in kept), default=None)
         write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def log(self, row: Mapping[str, float | int | None]) -> None:
@@ -80,6 +84,13 @@ class MetricsFile:
             if self._waiting:
                 self.write_waiting()
             self._stream.close()
+
+
+def _appended(path: Path) -> FileIO:
+    """The file, to write behind its end; a link in its place is replaced, because it may lead to somebody's file."""
+    if path.is_symlink():
+        path.unlink()
+    return FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "ab")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from distsam.errors import ArgumentError, InputError, renaming
 from distsam.tasks.entries import Entries, Origin, check_indices, check_memory
 from distsam.tasks.metrics import SCORES, FitMetric
 from distsam.tasks.sampler import Sampler, nth_part
-from distsam.tasks.scaling import Scaling, mean_and_std
+from distsam.tasks.scaling import Scaling, mean_and_std, varies
 from distsam.tasks.split import Split
 from distsam.tasks.task import Goal, Scores, TaskContext
 from distsam.tensornet import NetworkSpec, TensorNetwork
@@ -234,6 +234,11 @@ class CompletionTask:
         train, validation = (self.entries.values[part] for part in (self.split.train, self.split.validation))
         if train.min() == train.max():
             yield f"all {len(train)} training values are {train[0]:g}: there is nothing to learn, and R2 means nothing"
+        elif not varies(train):
+            yield (
+                f"the {len(train)} training values differ by less than float64 can tell beside their mean, "
+                f"{train.mean():g}: R2 is undefined; subtract the mean before you save them"
+            )
         elif validation.size and validation.min() == validation.max():
             yield (
                 f"all {len(validation)} validation values are {validation[0]:g}: R2 is undefined there, so the last "

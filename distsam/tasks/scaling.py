@@ -28,4 +28,9 @@ class Scaling:
 def mean_and_std(values: np.ndarray) -> tuple[float, float]:
     """Mean and standard deviation; the latter 1 where values are constant, so that dividing by it does no harm."""
     mean, std = float(values.mean()), float(values.std())
-    return mean, std if std > _ROUNDING * abs(mean) else 1.0
+    return mean, std if varies(values) else 1.0
+
+
+def varies(values: np.ndarray) -> bool:
+    """False where the spread of the values is no more than the rounding of their mean."""
+    return float(values.std()) > _ROUNDING * abs(float(values.mean()))

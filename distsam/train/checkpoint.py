@@ -1,6 +1,7 @@
 """Checkpoints: written beside the training, published by one rename, the last few kept."""
 
 import warnings
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ class Checkpointer:
         folder: folder of the checkpoints.
         keep: how many are kept, the newest ones.
         rank: of this process; 0 renames and removes.
+        may_write: asked on rank 0 before anything is written; once it says no, no rank writes.
 
     Attributes:
         problem: why the last save that has ended could not be written; else None. Known on every rank where a rank's
@@ -45,10 +47,11 @@ class Checkpointer:
     Collectives: opens a gloo group of its own, because saving talks while training talks.
     """
 
-    def __init__(self, folder: Path, keep: int, rank: int) -> None:
+    def __init__(self, folder: Path, keep: int, rank: int, may_write: Callable[[], bool] = lambda: True) -> None:
         self.folder = folder
         self.keep = keep
         self.rank = rank
+        self._may_write = may_write
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.problem: str | None = None
         self._last_step: int | None = None
@@ -85,8 +88,8 @@ class Checkpointer:
         self._give_up(step, cause)
 
     def _is_saved(self, step: int) -> bool:
-        """As rank 0 says, which alone knows whether its files were published."""
-        said = [step == self._last_step]
+        """As rank 0 says, which alone knows whether its files were published; True also if nothing may be written."""
+        said = [step == self._last_step or (self.rank == 0 and not self._may_write())]
         if self._group is not None:
             dist.broadcast_object_list(said, src=0, group=self._group)
         return said[0]
@@ -170,6 +173,8 @@ class Checkpointer:
                 remove(path.with_name(path.name + UNFINISHED))
 
     def _publish(self, step: int, plain: dict[str, Any]) -> None:
+        if not self._may_write():
+            raise FileNotFoundError("the run folder is no longer there")
         path = self._path(step)
         part = path.with_name(path.name + UNFINISHED)
         seal(part, plain)

@@ -65,7 +65,7 @@ def run_training(config: Config) -> Summary:
         run, lock = agreed(lambda: _prepare(config, folder, task, layout))
         # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
         with parts.TASKS.chosen(config.task).naming():
-            return _Run(config, folder, run, identity).train()
+            return _Run(config, folder, run, identity, lock).train()
     finally:
         if lock is not None:
             lock.release()
@@ -104,13 +104,16 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> t
 class _Run:
     """A run under way: its parts, its state and its folder."""
 
-    def __init__(self, config: Config, folder: RunFolder, run: RunParts, identity: dict[str, str]) -> None:
+    def __init__(
+        self, config: Config, folder: RunFolder, run: RunParts, identity: dict[str, str], lock: RunLock | None
+    ) -> None:
         self.config = config
+        self._lock = lock
         self.folder = folder
         self.parts = run
         self.is_first = run.rank == 0
         self.identity = identity
-        self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, run.rank)
+        self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, run.rank, self._has_folder)
         self.state = RunState(BestWeights(run.task.goal))
         self._resume()
         agreed(self._write_config)
@@ -121,14 +124,15 @@ class _Run:
         trackers = TrackerGroup((record, *self._open_trackers()) if record else ())
         self.unwritten = Unwritten(partial(self._say, trackers))
         if record is not None:
-            self._open(trackers, record.set_aside)
+            cadence = max(self.config.train.log_every, self.config.train.eval_every or 1)
+            self._open(trackers, [record.set_aside, record.missing(self.state.step, cadence)])
         goal = self.parts.task.goal
         progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=goal.key)
 
         def write_row(row: Row) -> None:
             trackers.log(row)
             progress.show(row)
-            if record is not None:
+            if record is not None and self._has_folder():
                 self.unwritten.note("metrics.jsonl", record.problem)
 
         loop = TrainingLoop(
@@ -150,7 +154,7 @@ class _Run:
             progress.close()
             trackers.close()
             self.parts.engine.close()
-        if record is not None:
+        if record is not None and self._has_folder():
             self.unwritten.note("metrics.jsonl", record.problem)
         if self.unwritten.missing is not None and self.is_first:
             raise RunIncomplete(self.unwritten.missing, summary)
@@ -161,6 +165,15 @@ class _Run:
             print(f"distsam: {line}", file=sys.stderr, flush=True)
             trackers.alert(line)
 
+    def _has_folder(self) -> bool:
+        """False on rank 0 once the run folder was moved or deleted: what is written from then on would lie in another
+        folder of that name, a run in two halves."""
+        if self._lock is None or self._lock.is_held():
+            return True
+        problem = f"run.dir: {self.folder.path} was moved or deleted, or its file {self.folder.lock.name} was"
+        self.unwritten.gone("the run folder", problem)
+        return False
+
     def _wait_for_checkpoint(self) -> None:
         self.checkpointer.wait()
         self._note_checkpoint()
@@ -170,7 +183,8 @@ class _Run:
         self._note_checkpoint()
 
     def _note_checkpoint(self) -> None:
-        self.unwritten.note("the checkpoint", self.checkpointer.problem)
+        if self._has_folder():
+            self.unwritten.note("the checkpoint", self.checkpointer.problem)
 
     def _write_config(self) -> None:
         if self.is_first:
@@ -179,11 +193,10 @@ class _Run:
             except OSError as error:
                 raise InputError(f"run.dir: {self.folder.path} cannot be written ({error.strerror})") from None
 
-    def _open(self, trackers: Tracker, set_aside: str | None) -> None:
+    def _open(self, trackers: Tracker, of_rows: list[str | None]) -> None:
         """Say what will run, what of the folder is damaged, and what is probably a mistake."""
         print(describe_run(self.parts, self.config, self.state.step), flush=True)
-        aside = [] if set_aside is None else [set_aside]
-        for line in (*self._damaged, *aside, *probable_mistakes(self.parts, self.config)):
+        for line in (*self._damaged, *filter(None, of_rows), *probable_mistakes(self.parts, self.config)):
             self._say(trackers, line)
 
     def _run_loop(self, loop: TrainingLoop, trackers: Tracker) -> None:
@@ -261,7 +274,7 @@ class _Run:
         decided = summary.numbers.get(goal.key)
         if summary.best_step is None and decided is not None and not math.isfinite(decided):
             self._say(trackers, f"{goal.key} was never a finite number: no best weights were chosen")
-        if self.is_first:
+        if self.is_first and self._has_folder():
             try:
                 summary.write(self.folder.summary)
             except OSError as error:

@@ -27,7 +27,7 @@ from distsam.train.config_file import load_config, read_yaml
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import evaluated
 from distsam.train.run_state import BEST, MODEL, model_tensors
-from distsam.train.same_run import MOVABLE_KEYS
+from distsam.train.same_run import MOVABLE_KEYS, fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +59,22 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         if override.partition("=")[0] not in MOVABLE_KEYS:
             raise InputError(f"{override}: cannot be changed now; only {', '.join(MOVABLE_KEYS)} can")
     config, state = load_config(folder.config, overrides or _moved(folder)), read_state(checkpoint)
+    if fingerprint(config) != state["fingerprint"]:
+        # With another split or scaling the scores would be wrong, and nothing would say so.
+        raise InputError(
+            f"{folder.config}: is not the config that {checkpoint} was trained by: somebody has changed it; give back "
+            "the file as it was"
+        )
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
-    task = build_task(config, Layout.alone("cuda" if use_gpu else "cpu"))
+    try:
+        task = build_task(config, Layout.alone("cuda" if use_gpu else "cpu"))
+    except InputError as error:
+        path = getattr(getattr(config, "data", None), "path", None)
+        if path is None or Path(path).exists():
+            raise
+        raise InputError(
+            f"{error}; {' or '.join(f'{key}=FILE' for key in MOVABLE_KEYS)} says where it lies now"
+        ) from None
     _check_data(config, task, state["data_sha256"], folder)
     model = build_model(config, task)
     has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoint))
@@ -115,6 +129,9 @@ def predict_run(
 
 
 def _write(target: Path, **arrays: np.ndarray) -> None:
+    num_bad = max(int((~np.isfinite(values)).sum()) for values in arrays.values())
+    if num_bad:
+        print(f"distsam: {num_bad} of the predicted values are no finite numbers: the run diverged", file=sys.stderr)
     try:
         write_atomically(target, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
     except OSError as error:

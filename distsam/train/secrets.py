@@ -7,8 +7,41 @@ from typing import Any
 
 Place = tuple[str | int, ...]
 
-# In the name of a key or of an environment variable; "tokenizer" is none.
-_NAME = re.compile(r"token(?!i)|secret|passw|passphrase|credential|api_?key|private_?key|access_?key|(^|_)key$", re.I)
+# Words in the name of a key or of an environment variable.
+_WORDS = frozenset(
+    [
+        "token",
+        "tokens",
+        "secret",
+        "secrets",
+        "pass",
+        "passwd",
+        "password",
+        "passwords",
+        "passphrase",
+        "pwd",
+        "pw",
+        "pin",
+        "pat",
+        "jwt",
+        "auth",
+        "bearer",
+        "cred",
+        "creds",
+        "credential",
+        "credentials",
+        "key",
+        "keys",
+        "apikey",
+        "apikeys",
+        "accesskey",
+        "privatekey",
+        "session",
+        "cookie",
+        "sig",
+        "signature",
+    ]
+)
 # A URL that holds a password.
 _URL = re.compile(r"://[^/\s]*:[^/\s]*@")
 _VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
@@ -54,4 +87,10 @@ def _texts(written: Any, resolved: Any, place: Place = ()) -> Iterator[tuple[Pla
 def _is_secret(place: Place, text: str, value: str) -> bool:
     variables = _VARIABLE.findall(text)
     names = [str(part) for part in place] + variables
-    return bool(variables) and (any(map(_NAME.search, names)) or _URL.search(value) is not None)
+    return bool(variables) and (any(map(_sounds_secret, names)) or _URL.search(value) is not None)
+
+
+def _sounds_secret(name: str) -> bool:
+    # "dbPassword", "DB_PASSWORD" and "db-password2" are two words each.
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return not _WORDS.isdisjoint(word.lower() for word in words)

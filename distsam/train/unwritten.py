@@ -24,6 +24,12 @@ class Unwritten:
             self._say(f"{problem}; training goes on, and it is tried again")
         self._problems[what] = problem
 
+    def gone(self, what: str, problem: str) -> None:
+        """`what` is lost for the rest of the run: said once."""
+        if what not in self._problems:
+            self._say(f"{problem}; training goes on, but nothing more is written")
+        self._problems[what] = problem
+
     def lose(self, what: str, problem: str) -> None:
         """`what` could not be written, and nobody will try again; `missing` says so."""
         self._problems[what] = problem

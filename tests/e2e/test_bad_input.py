@@ -205,6 +205,11 @@ def test_a_diverged_run_ends_with_1_and_keeps_its_rows(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+def test_a_home_folder_of_nobody_is_refused(tmp_path: Path) -> None:
+    says = "run.dir: ~nobody-at-all/run: nobody is called so here"
+    assert_refused(tmp_path, "train", small_config(tmp_path), "run.dir=~nobody-at-all/run", says=says)
+
+
 LARGE_STEP = ["optim.base=sgd", "optim.lr=3e38", "optim.method=base", "optim.alpha=null", "network.dtype=float32"]
 
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_line import LIMIT_S, alone, environment, from_file, invoke, run, small_config, timeless
+from command_line import LIMIT_S, alone, environment, from_file, invoke, on_two_ranks, run, small_config, timeless
+
+from distsam.runs.checkpoints import finished_checkpoints
 
 
 def flip_a_bit(file: Path) -> None:
@@ -77,9 +79,10 @@ def test_a_run_that_was_moved_with_its_data_goes_on(tmp_path: Path) -> None:
     assert "is a checkpoint of other data" in result.stderr
 
 
-def started(tmp_path: Path, *arguments: str) -> "subprocess.Popen[str]":
+def started(tmp_path: Path, *arguments: str, num_ranks: int = 1) -> "subprocess.Popen[str]":
     """A run that goes on until it is killed, and has written a row."""
-    command = alone("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "train.steps=100000000", *arguments)
+    start = alone if num_ranks == 1 else on_two_ranks
+    command = start("train", small_config(tmp_path), f"run.dir={tmp_path}/run", "train.steps=100000000", *arguments)
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + LIMIT_S
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -118,11 +121,32 @@ def test_a_folder_that_is_deleted_is_said_at_once_and_ends_with_1(tmp_path: Path
         rest = process.stderr.read()
     assert process.returncode == 1
     assert line == (
-        f"distsam: {tmp_path}/run/metrics.jsonl: cannot be written (the file was deleted); training goes on, and it is "
-        "tried again\n"
+        f"distsam: run.dir: {tmp_path}/run was moved or deleted, or its file lock was; training goes on, but nothing "
+        "more is written\n"
     )
-    assert "the run is over, but not all of it is saved: " in rest
-    assert "Traceback" not in rest
+    [end] = rest.splitlines()
+    assert end.startswith("distsam: the run is over, but not all of it is saved: run.dir: ")
+    # A part of a run would be in the way of the next one.
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_folder_that_is_renamed_gets_no_second_half(tmp_path: Path, num_ranks: int) -> None:
+    """Rows went on in the one, checkpoints and summary into a new one of the old name, and the exit code was 0."""
+    with started(tmp_path, "train.log_every=100", "train.checkpoint_every=50", num_ranks=num_ranks) as process:
+        while not finished_checkpoints(tmp_path / "run" / "checkpoints"):
+            assert process.poll() is None
+            time.sleep(0.05)
+        (tmp_path / "run").rename(tmp_path / "moved")
+        assert process.stderr is not None
+        lines = iter(process.stderr.readline, "")
+        line = next(line for line in lines if line.startswith("distsam:"))
+        process.terminate()
+        process.stderr.read()
+    assert process.returncode == 1
+    assert "was moved or deleted, or its file lock was; training goes on, but nothing more is written" in line
+    assert not (tmp_path / "run").exists()
+    assert invoke("evaluate", tmp_path / "moved").exit_code == 0
 
 
 def test_no_file_of_a_run_is_writable_by_the_world(tmp_path: Path) -> None:
@@ -132,3 +156,72 @@ def test_no_file_of_a_run_is_writable_by_the_world(tmp_path: Path) -> None:
     found = [tmp_path / "run", *(tmp_path / "run").rglob("*")]
     assert not [path for path in found if path.lstat().st_mode & stat.S_IWOTH]
     assert os.stat(tmp_path / "run").st_mode & 0o777 == 0o775
+
+
+def test_links_in_a_run_folder_are_not_written_through(tmp_path: Path) -> None:
+    config, run_dir, precious = small_config(tmp_path), tmp_path / "run", tmp_path / "precious"
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").symlink_to(precious)
+    assert invoke("train", config, f"run.dir={run_dir}").exit_code == 0
+    assert not precious.exists()
+    precious.write_text("kept")
+    with (run_dir / "metrics.jsonl").open("ab") as stream:
+        stream.write(b"no row\n")
+    (run_dir / "metrics.jsonl.damaged").symlink_to(precious)
+    assert invoke("train", config, f"run.dir={run_dir}", "train.resume=auto", "train.steps=30").exit_code == 0
+    assert precious.read_text() == "kept"
+    assert (run_dir / "metrics.jsonl.damaged").read_bytes() == b"no row\n"
+
+
+@pytest.mark.parametrize("kept_lines", [0, 2])
+def test_rows_that_are_gone_are_missed(tmp_path: Path, kept_lines: int) -> None:
+    config, run_dir = small_config(tmp_path), tmp_path / "run"
+    assert invoke("train", config, f"run.dir={run_dir}").exit_code == 0
+    metrics = run_dir / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:kept_lines]))
+    result = invoke("train", config, f"run.dir={run_dir}", "train.resume=auto", "train.steps=30")
+    assert result.exit_code == 0
+    found = "the last one is of step 1" if kept_lines else "there are none"
+    assert f"metrics.jsonl: rows before step 20 are missing ({found})" in result.stderr
+    assert "rows before" not in invoke("train", config, f"run.dir={run_dir}", "train.resume=auto").stderr
+
+
+def test_a_config_that_was_changed_by_hand_scores_nothing(tmp_path: Path) -> None:
+    """standardise: false gave other scores, without a word."""
+    config, run_dir = small_config(tmp_path), tmp_path / "run"
+    assert invoke("train", config, f"run.dir={run_dir}").exit_code == 0
+    saved = run_dir / "config.yaml"
+    saved.write_text(saved.read_text().replace("standardise: true", "standardise: false"))
+    for command in (["evaluate", run_dir], ["predict", run_dir, "-o", tmp_path / "out.npz"]):
+        result = invoke(*command)
+        assert result.exit_code == 2
+        assert f"{saved}: is not the config that" in result.stderr
+
+
+def test_weights_that_give_no_numbers_are_said_to_have_diverged(tmp_path: Path) -> None:
+    config, run_dir = small_config(tmp_path), tmp_path / "run"
+    wild = ["optim.base=sgd", "optim.lr=1e120", "optim.method=base", "optim.alpha=null", "optim.max_skipped=3"]
+    assert invoke("train", config, f"run.dir={run_dir}", *wild).exit_code == 1
+    result = invoke("evaluate", run_dir)
+    assert result.exit_code == 0
+    assert "its weights give scores that are no finite numbers: it diverged" in result.stderr
+    result = invoke("predict", run_dir, "-o", tmp_path / "out.npz")
+    assert "of the predicted values are no finite numbers: the run diverged" in result.stderr
+
+
+def test_evaluate_asks_for_data_that_are_gone(tmp_path: Path) -> None:
+    np.save(tmp_path / "data.npy", np.random.default_rng(0).normal(size=(8, 6, 4)))
+    config = small_config(tmp_path)
+    assert invoke("train", config, f"run.dir={tmp_path}/run", *from_file(tmp_path / "data.npy")).exit_code == 0
+    (tmp_path / "data.npy").unlink()
+    result = invoke("evaluate", tmp_path / "run")
+    assert result.exit_code == 2
+    assert "data.path=FILE says where it lies now" in result.stderr
+
+
+def test_values_whose_spread_is_rounding_are_said(tmp_path: Path) -> None:
+    values = 1e16 + np.random.default_rng(0).normal(size=(8, 6, 4))
+    np.save(tmp_path / "data.npy", values)
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *from_file(tmp_path / "data.npy"))
+    assert result.exit_code == 0
+    assert "differ by less than float64 can tell beside their mean, 1e+16" in result.stderr

@@ -32,6 +32,14 @@ class JsonlTracker:
             f"{self._file.path}: {count} line{'s are' if count > 1 else ' is'} damaged and kept in {self._file.aside}"
         )
 
+    def missing(self, step: int, cadence: int) -> str | None:
+        """A line about rows that a run which goes on after `step`, with a row every `cadence` steps, should have."""
+        last = self._file.last_kept
+        if step <= (last or 0) + cadence:
+            return None
+        found = "there are none" if last is None else f"the last one is of step {last}"
+        return f"{self._file.path}: rows before step {step} are missing ({found}); curves will lack them"
+
     def log(self, row: Mapping[str, float | int | None]) -> None:
         """Append the row; it can be read by others before this returns, unless there is a `problem`."""
         self._file.log(row)

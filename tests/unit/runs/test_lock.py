@@ -94,7 +94,7 @@ def test_a_link_in_the_place_of_the_lock_is_not_followed(tmp_path: Path) -> None
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(ArgumentError, match="cannot be written"):
+    with pytest.raises(ArgumentError, match="lock is a link; remove it"):
         RunFolder(tmp_path / "run").claim("config")
     assert (tmp_path / "precious").read_text() == "kept"
 
