@@ -109,7 +109,7 @@ class TwoPass(Wrapper):
                 self._finish_first(None)
             else:
                 self._finish_second(perturbed_loss)
-            self._left = self._first_gradient()
+            self._left = self._smallest_gradient()
             return None
         self._forget_gradients()
         if not has_second:
@@ -168,14 +168,15 @@ class TwoPass(Wrapper):
             for param in group["params"]:
                 param.grad = None
 
-    def _first_gradient(self) -> tuple[Tensor, int] | None:
-        """Some gradient in place, and how often it was changed."""
-        grads = (p.grad for group in self.param_groups for p in group["params"])
-        return next(((grad, grad._version) for grad in grads if grad is not None), None)
+    def _smallest_gradient(self) -> tuple[Tensor, int] | None:
+        """A gradient in place, the smallest because it is kept alive, and how often it was changed."""
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        grad = min(grads, key=Tensor.numel, default=None)
+        return None if grad is None else (grad, grad._version)
 
     def _check_cleared(self) -> None:
         left, self._left = self._left, None
-        now = self._first_gradient()
+        now = self._smallest_gradient()
         # Changed once since then: one backward has added to it. Zeroing it in place would have been a change more.
         if left is not None and now is not None and now[0] is left[0] and now[1] == left[1] + 1:
             raise RuntimeError(

@@ -1,6 +1,6 @@
 """SIGKILL one rank at random moments, resume each time, and compare with a run that nobody touched.
 
-    python tests/e2e/kill_and_resume.py [KILLS] [--ranks N] [--aimed SHARE] [--seed N] [--folder DIR]
+    python tests/e2e/kill_and_resume.py [KILLS] [--ranks N] [--aimed SHARE] [--seed N] [--folder DIR] [--set KEY=VALUE]
 
 A share of the kills is aimed at a checkpoint that is being written. A kill counts where the rank died of it. Prints
 each, what it cost, how many fell between the first and the last step, and how many left an unfinished checkpoint;
@@ -42,14 +42,22 @@ LENGTH = [f"train.steps={NUM_STEPS}", "train.checkpoint_every=10", "train.log_ev
 WRITING_S = 0.03
 
 
-def command(folder: Path, run_dir: Path, num_ranks: int) -> list[str]:
+@dataclass(frozen=True)
+class Job:
+    """What is run: on how many ranks, with which further keys."""
+
+    num_ranks: int
+    overrides: tuple[str, ...]
+
+
+def command(folder: Path, run_dir: Path, of: Job) -> list[str]:
     (folder / "entry.py").write_text(ENTRY)
-    job = ["train", str(small_config(folder)), f"run.dir={run_dir}", "train.resume=auto", *LENGTH]
-    launcher = [sys.executable] if num_ranks == 1 else torchrun(num_ranks)
-    return [*launcher, str(folder / "entry.py"), *job]
+    train = ["train", str(small_config(folder)), f"run.dir={run_dir}", "train.resume=auto", *LENGTH, *of.overrides]
+    launcher = [sys.executable] if of.num_ranks == 1 else torchrun(of.num_ranks)
+    return [*launcher, str(folder / "entry.py"), *train]
 
 
-def start(folder: Path, run_dir: Path, num_ranks: int) -> subprocess.Popen[bytes]:
+def start(folder: Path, run_dir: Path, job: Job) -> subprocess.Popen[bytes]:
     pids = folder / "pids"
     pids.mkdir(parents=True, exist_ok=True)
     for old in pids.iterdir():
@@ -57,7 +65,7 @@ def start(folder: Path, run_dir: Path, num_ranks: int) -> subprocess.Popen[bytes
     # A file of its own each time: how the ranks ended is read from it.
     log = (folder / "log.txt").open("wb")
     return subprocess.Popen(
-        command(folder, run_dir, num_ranks),
+        command(folder, run_dir, job),
         env=environment(PIDS=str(pids)),
         stdout=log,
         stderr=log,
@@ -120,9 +128,9 @@ def fail(folder: Path) -> None:
     sys.exit(f"the run failed by itself; see {folder / 'log.txt'}:\n{(folder / 'log.txt').read_text()[-3000:]}")
 
 
-def untouched(folder: Path, run_dir: Path, num_ranks: int) -> tuple[float, float]:
+def untouched(folder: Path, run_dir: Path, job: Job) -> tuple[float, float]:
     """Run to the end; the seconds until its first step, and from there."""
-    process = start(folder, run_dir, num_ranks)
+    process = start(folder, run_dir, job)
     startup_s = wait_for_steps(process, run_dir) or 0.0
     began = time.monotonic()
     if process.wait(300) != 0:
@@ -140,13 +148,13 @@ class Kill:
 
 
 def one_kill(
-    folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float], num_ranks: int, aimed: float
+    folder: Path, run_dir: Path, draw: random.Random, times_s: tuple[float, float], job: Job, aimed: float
 ) -> Kill | None:
     """Start or resume, and kill; None if it came too late. Three of four kills that are not aimed hit the training."""
-    rank, is_aimed, in_training = draw.randrange(num_ranks), draw.random() < aimed, draw.random() < 0.75
+    rank, is_aimed, in_training = draw.randrange(job.num_ranks), draw.random() < aimed, draw.random() < 0.75
     before = last_step(run_dir)
     began_s = time.time()
-    process = start(folder, run_dir, num_ranks)
+    process = start(folder, run_dir, job)
     startup_s = wait_for_steps(process, run_dir) if is_aimed or in_training else None
     if is_aimed:
         num_seen, delay_s = draw.randint(1, 4), draw.uniform(0, WRITING_S)
@@ -180,27 +188,29 @@ def main() -> None:
     parser.add_argument("--aimed", type=float, default=0.5, help="share of the kills at a checkpoint being written")
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--folder", type=Path, default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a further key of the config")
     options = parser.parse_args()
+    job = Job(options.ranks, tuple(options.set))
     seed = options.seed if options.seed is not None else random.randrange(10**6)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill_and_resume."))
     draw = random.Random(seed)
     print(f"seed {seed}, folder {folder}", flush=True)
     whole, killed = folder / "whole", folder / "killed"
-    times_s = untouched(folder, whole, options.ranks)
+    times_s = untouched(folder, whole, job)
     print(f"untouched: first step after {times_s[0]:.1f} s, then {times_s[1]:.1f} s", flush=True)
     kills: list[Kill] = []
     while len(kills) < options.kills:
-        one = one_kill(folder, killed, draw, times_s, options.ranks, options.aimed)
+        one = one_kill(folder, killed, draw, times_s, job, options.aimed)
         if one is not None:
             kills.append(one)
             print(f"kill {len(kills)}: {one.said}", flush=True)
         if last_step(killed) > 0.8 * NUM_STEPS and len(kills) < options.kills:
             # Ever less is left: the kills would pile up on the last steps.
-            untouched(folder, killed, options.ranks)
+            untouched(folder, killed, job)
             assert_same_weights(whole, killed)
             shutil.rmtree(killed)
             print("reached the end: same bits; starting anew", flush=True)
-    startup_s, rest_s = untouched(folder, killed, options.ranks)
+    startup_s, rest_s = untouched(folder, killed, job)
     assert_same_weights(whole, killed)
     steps = [row["train/step"] for row in read_rows(killed / "metrics.jsonl")]
     assert steps == sorted(set(steps)), "metrics.jsonl repeats or misorders steps"

@@ -202,9 +202,17 @@ def test_killed_at_random_moments_the_run_ends_bit_for_bit_the_same(tmp_path: Pa
     assert "3 kills" in result.stdout
 
 
+# DeepSpeed takes no float64.
+SINGLE = ["network.dtype=float32"]
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize(("num_ranks", "num_kills"), [(1, 34), (2, 34), (4, 32)])
-def test_a_hundred_kills_cost_no_bit(num_ranks: int, num_kills: int) -> None:
+@pytest.mark.parametrize(
+    ("num_ranks", "num_kills", "keys"),
+    [(1, 34, []), (2, 34, []), (4, 32, []), (2, 10, ["engine.kind=deepspeed", "engine.stage=2", *SINGLE])],
+)
+def test_a_hundred_kills_cost_no_bit(num_ranks: int, num_kills: int, keys: list[str]) -> None:
     script = ROOT / "tests" / "e2e" / "kill_and_resume.py"
     options = [str(num_kills), "--ranks", str(num_ranks), "--seed", str(num_ranks)]
+    options += [f"--set={key}" for key in keys]
     subprocess.run([sys.executable, str(script), *options], env=environment(), check=True)

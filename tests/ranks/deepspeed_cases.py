@@ -1,5 +1,6 @@
 """What runs on every rank under DeepSpeed: networks, linear layers and a frozen parameter, five steps."""
 
+import json
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from rank_cases import chain, full
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 import distsam
 from distsam.engine import Engine, NativeEngine
@@ -165,6 +167,55 @@ def a_pass_that_raises(stage: int) -> dict[str, Any]:
     for batch in batches():
         engine.step(losses_of(model, batch, 1))
     return {"raised": raised, "is_untouched": is_untouched, "parameters": [full(p) for p in model.parameters()]}
+
+
+def goes_on_bit_for_bit(stage: int, method: str) -> bool:
+    """Are five steps those of two, a state through JSON and full tensors, and three more by a new engine?"""
+    model, _, engine = build(stage, method, "adamw")
+    for batch in batches()[:2]:
+        engine.step(losses_of(model, batch, 1))
+    state = json.loads(json.dumps(engine.state()))
+    tensors = {name: full(tensor) for name, tensor in engine.state_tensors().items()}
+    start = [full(p) for p in model.parameters()]
+    for batch in batches()[2:]:
+        engine.step(losses_of(model, batch, 1))
+
+    other, _, resumed = build(stage, method, "adamw")
+    with torch.no_grad():
+        for param, value in zip(other.parameters(), start, strict=True):
+            param.copy_(torch.from_numpy(value))
+    resumed.load_state(state)
+    room = resumed.allocate_state({name: (torch.Size(t.shape), torch.float32) for name, t in tensors.items()})
+    assert room.keys() == tensors.keys()
+    for name, tensor in room.items():
+        fill(tensor, torch.from_numpy(tensors[name]))
+    assert resumed.num_steps == 2
+    for batch in batches()[2:]:
+        resumed.step(losses_of(other, batch, 1))
+    same_weights = all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    left, right = engine.state_tensors(), resumed.state_tensors()
+    return same_weights and all(np.array_equal(full(left[name]), full(right[name])) for name in tensors)
+
+
+def fill(room: Tensor, whole: Tensor) -> None:
+    """What loading a checkpoint does."""
+    if isinstance(room, DTensor):
+        parts = whole.chunk(world_size())
+        room.to_local().copy_(parts[rank()] if rank() < len(parts) else whole[:0])
+    else:
+        room.copy_(whole)
+
+
+def stops_after(stage: int) -> list[bool]:
+    """Whether each of three steps ends with a stop, when the last rank asks before the second."""
+    model, _, engine = build(stage, "sam", "sgd")
+    seen = []
+    for step, batch in enumerate(batches()[:3]):
+        if step == 1 and rank() == world_size() - 1:
+            engine.request_stop()
+        engine.step(losses_of(model, batch, 1))
+        seen.append(engine.stop_requested)
+    return seen
 
 
 def bytes_held(stage: int) -> int:

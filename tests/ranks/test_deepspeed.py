@@ -8,8 +8,10 @@ from deepspeed_cases import (
     a_pass_that_raises,
     bytes_held,
     five_steps,
+    goes_on_bit_for_bit,
     refused,
     skip_together,
+    stops_after,
     weights_come_back,
     without_the_second_batch,
 )
@@ -90,6 +92,16 @@ def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: R
     for got in two_ranks.run(a_pass_that_raises, stage):
         assert (got["raised"], got["is_untouched"]) == (True, True)
         assert largest(got["parameters"], expected) < TOLERANCE["sgd"]
+
+
+@every_stage
+@pytest.mark.parametrize("method", ["sam", "das"])
+def test_a_loaded_engine_goes_on_bit_for_bit(two_ranks: RankPool, stage: int, method: str) -> None:
+    assert two_ranks.run(goes_on_bit_for_bit, stage, method) == [True, True]
+
+
+def test_a_stop_asked_for_by_one_rank_reaches_all(two_ranks: RankPool) -> None:
+    assert two_ranks.run(stops_after, 2) == [[False, True, True]] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,96 @@
+"""Whole runs under DeepSpeed: the scores of native ones, resumed on other ranks and engines, read without DeepSpeed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_line import LIMIT_S, ROOT, alone, assert_same_weights, environment, invoke, on_two_ranks, run, small_config
+
+pytest.importorskip("deepspeed")
+SINGLE = ["network.dtype=float32", "train.precision=float32"]
+ENGINE = ["engine.kind=deepspeed", *SINGLE]
+
+
+def train(folder: Path, name: str, *overrides: str, num_ranks: int = 2) -> Path:
+    command = on_two_ranks if num_ranks == 2 else alone
+    done = run(command("train", small_config(folder), f"run.dir={folder}/{name}", "train.resume=auto", *overrides))
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return folder / name
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_run_has_the_scores_of_a_native_one_and_is_resumed_anywhere(tmp_path: Path, stage: int) -> None:
+    here = [*ENGINE, f"engine.stage={stage}"]
+    native, whole = train(tmp_path, "native", *SINGLE), train(tmp_path, "whole", *here)
+    scores = [json.loads((folder / "summary.json").read_text()) for folder in (native, whole)]
+    for key in ("heldout/r2", "validation/r2", "balance/network/norm_deviation"):
+        assert scores[1][key] == pytest.approx(scores[0][key], rel=1e-3, abs=1e-5), key
+    parts = train(tmp_path, "parts", *here, "train.steps=10")
+    train(tmp_path, "parts", *here)
+    assert_same_weights(whole, parts)
+    if stage < 2:
+        return
+    # float32, ten steps of Adam after the change: rounding, in units of each tensor's largest entry.
+    for name, others in {"alone": (here, 1), "natively": (SINGLE, 2)}.items():
+        train(tmp_path, name, *here, "train.steps=10")
+        train(tmp_path, name, *others[0], num_ranks=others[1])
+        assert_same_weights(whole, tmp_path / name, tolerance=1e-3)
+
+
+def test_evaluate_and_predict_need_no_deepspeed(tmp_path: Path) -> None:
+    folder = train(tmp_path, "run", *ENGINE)
+    summary = json.loads((folder / "summary.json").read_text())
+    without = "import sys\nsys.modules['deepspeed'] = None\nfrom distsam.cli import main\nmain()\n"
+    done = run([sys.executable, "-c", without, "evaluate", str(folder), "--json"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["heldout/r2"] == pytest.approx(summary["heldout/r2"], rel=1e-6)
+    done = run([sys.executable, "-c", without, "predict", str(folder), "-o", str(tmp_path / "out.npz")])
+    assert done.returncode == 0, done.stderr
+    assert np.isfinite(np.load(tmp_path / "out.npz")["tensor"]).all()
+    done = run([sys.executable, "-c", without, "train", str(small_config(tmp_path)), f"run.dir={tmp_path}/no", *ENGINE])
+    assert done.returncode == 2
+    assert done.stderr.startswith("distsam: engine.kind: deepspeed is not installed")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["engine.stage=3"], "engine.stage: 3 is not valid; must be <= 2"),
+        (["train.precision=float64", "network.dtype=null"], "train.precision: float64 is not trained by engine.kind="),
+        (["engine.config=none.json"], "engine.config: none.json: no such config file"),
+        (["engine.config={zero_optimization: {stage: 1}}"], "engine.config: zero_optimization.stage is 1 there, and"),
+        (["engine.config={fp16: {enabled: true}}"], "engine.config: fp16.enabled is True there: SAM's radius"),
+        (
+            ["engine.config={gradient_clipping: 2.0}"],
+            "engine.config: gradient_clipping is 2.0 there, and optim.clip_no",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line(tmp_path: Path, overrides: list[str], says: str) -> None:
+    result = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *ENGINE, *overrides)
+    assert result.exit_code == 2
+    [line] = result.stderr.splitlines()
+    assert line.startswith(f"distsam: {says}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_launcher_of_deepspeed_starts_a_run_and_passes_on_its_mistakes(tmp_path: Path) -> None:
+    launch = [str(ROOT / "launch" / "deepspeed.sh"), str(small_config(tmp_path)), f"run.dir={tmp_path}/run", *ENGINE]
+
+    def launched(*more: str) -> subprocess.CompletedProcess[str]:
+        env = environment(PYTHON=sys.executable, NPROC="2")
+        return subprocess.run([*launch, *more], env=env, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+
+    done = launched("engine.stage=9")
+    assert done.returncode == 2
+    assert "distsam: engine.stage: 9 is not valid" in done.stderr
+    done = launched()
+    assert done.returncode == 0, done.stderr
+    assert "plan zero2 on 2 ranks" in done.stdout
+    assert (tmp_path / "run" / "summary.json").exists()
