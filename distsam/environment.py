@@ -46,7 +46,7 @@ def processes_here(env: Mapping[str, str] = os.environ) -> int:
     written = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
     groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", written)
     tasks = [int(count) for count, times in groups for _ in range(int(times or 1))]
-    return tasks[min(int(env.get("SLURM_NODEID", "0")), len(tasks) - 1)]
+    return tasks[min(int(env.get("SLURM_NODEID", "0")), len(tasks) - 1)] if tasks else 1
 
 
 def available_bytes() -> int:

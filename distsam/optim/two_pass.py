@@ -1,6 +1,7 @@
 """The step of SAM and its kin: up by an ascent, a second pass there, back bit for bit, down with the base optimizer."""
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -143,7 +144,7 @@ class TwoPass(Wrapper):
         Collectives: one small all_reduce on entry; every rank enters.
 
         Raises:
-            RuntimeError: the weights are perturbed already, or the gradients of the step before were not cleared.
+            RuntimeError: the weights are perturbed already.
         """
         self._check_cleared()
         pending = self._ascend(loss)
@@ -179,9 +180,11 @@ class TwoPass(Wrapper):
         now = self._smallest_gradient()
         # Changed once since then: one backward has added to it. Zeroing it in place would have been a change more.
         if left is not None and now is not None and now[0] is left[0] and now[1] == left[1] + 1:
-            raise RuntimeError(
+            # No error: other ranks, which may not have seen it, would wait for this one.
+            warnings.warn(
                 "sam.perturbed(): the gradients of the step before are still there, and those of this step were added "
-                "to them; call zero_grad() before the first pass of each step"
+                "to them; call zero_grad() before the first pass of each step",
+                stacklevel=4,
             )
 
     def _ascend(self, loss: Tensor | float | None) -> tuple[Sweep, float | Tensor, Gradients]:

@@ -29,7 +29,7 @@ def finished_checkpoints(folder: Path) -> list[Path]:
 
 def published_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints that were whole once, oldest first, whatever has become of them."""
-    return sorted(p for p in folder.glob("step-*") if p.suffix != UNFINISHED)
+    return sorted((p for p in folder.glob("step-*") if step_of(p) is not None), key=lambda p: step_of(p) or 0)
 
 
 def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:
@@ -50,7 +50,10 @@ def damage(path: Path, part: int = 0, num_parts: int = 1) -> str | None:
                 return f"{name} is not what was written (its checksum differs)"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-    said = json.loads((path / STATE).read_text(encoding="utf-8")).get("step")
+    try:
+        said = json.loads((path / STATE).read_text(encoding="utf-8")).get("step")
+    except (OSError, ValueError, AttributeError):  # its checksum may be another rank's to take
+        return f"{STATE} cannot be read"
     return None if said == step else f"{STATE} says step {said}"
 
 

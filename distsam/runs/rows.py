@@ -45,8 +45,9 @@ class MetricsFile:
         self._stream = _appended(path)
 
     def _keep_until(self, start_step: int) -> None:
-        # What follows the last end of a line was cut short by a kill: that is no damage.
-        lines = self.path.read_bytes().split(b"\n")[:-1]
+        *lines, last = self.path.read_bytes().split(b"\n")
+        # What follows the last end of a line was cut short by a kill, unless it is a row: that is no damage.
+        lines += [] if _parsed(last) is None else [last]
         rows = [(line, _parsed(line)) for line in lines if line.strip()]
         damaged = [line for line, row in rows if row is None]
         if start_step > 0 and damaged:

@@ -17,6 +17,7 @@ from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks
 from distsam.train import parts
+from distsam.train.agreement import agreed
 from distsam.train.config import Config
 from distsam.train.keys_of_arguments import arguments_as_keys
 
@@ -108,7 +109,8 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
     Raises:
         InputError: a start that does not exist, or a plan that cannot serve the model.
     """
-    model = build_model(config, task)
+    # Placing it runs collectives, in which the others would wait for a rank that has no model.
+    model = agreed(lambda: build_model(config, task))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with arguments_as_keys("sharding"):
         plan = build_plan(config).place(shapes, layout.axes)

@@ -55,6 +55,7 @@ class Checkpointer:
         self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self.problem: str | None = None
         self._last_step: int | None = None
+        self._damaged: set[str] = set()
         self._pending: tuple[int, Future[Any], dict[str, Any]] | None = None
         if rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
@@ -138,6 +139,7 @@ class Checkpointer:
             if problem is None:
                 return self.folder / name, lines
             lines.append(f"{self.folder / name}: is damaged and not used: {problem}")
+            self._damaged.add(name)
         if lines:
             # To begin anew would overwrite the rows of a run that somebody may still want to mend.
             raise SharedInputError(f"{lines[0]}; none before it can be used: remove {self.folder} to start anew")
@@ -181,7 +183,9 @@ class Checkpointer:
         remove(path)  # damaged, or it would not be written anew
         part.rename(path)
         sync_folder(self.folder)
-        for old in finished_checkpoints(self.folder)[: -self.keep]:
+        self._damaged.discard(path.name)
+        whole = [p for p in finished_checkpoints(self.folder) if p.name not in self._damaged]
+        for old in whole[: -self.keep]:
             _discard(old)
 
     def _path(self, step: int) -> Path:

@@ -56,18 +56,18 @@ def run_training(config: Config) -> Summary:
     folder = RunFolder(Path(config.run.dir))
     with arguments_as_keys("sharding"):
         world = open_world(config.sharding.device)
-    lock: RunLock | None = None
+    locks: list[RunLock] = []
     try:
         layout = agreed(lambda: build_layout(config, world))
         task = agreed(lambda: _find_task(config, folder, layout))
         # All ranks have looked at the folder: from here on it may change.
         identity = _identify(config, task)
-        run, lock = agreed(lambda: _prepare(config, folder, task, layout))
+        run = agreed(lambda: _prepare(config, folder, task, layout, locks))
         # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
         with parts.TASKS.chosen(config.task).naming():
-            return _Run(config, folder, run, identity, lock).train()
+            return _Run(config, folder, run, identity, locks[0] if locks else None).train()
     finally:
-        if lock is not None:
+        for lock in locks:
             lock.release()
         close_world()
 
@@ -95,10 +95,12 @@ def _identify(config: Config, task: Task) -> dict[str, str]:
     return identity
 
 
-def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout) -> tuple[RunParts, RunLock | None]:
-    """The parts of the run, and on rank 0 the lock of its folder."""
+def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, locks: list[RunLock]) -> RunParts:
+    """The parts of the run; on rank 0 the lock of its folder comes into `locks`, also if another rank has a mistake."""
     run = build_parts(config, task, layout)
-    return run, claim_folder(folder, config) if run.rank == 0 else None
+    if run.rank == 0:
+        locks.append(claim_folder(folder, config))
+    return run
 
 
 class _Run:

@@ -11,7 +11,6 @@ Place = tuple[str | int, ...]
 _WORDS = frozenset(
     [
         "token",
-        "tokens",
         "secret",
         "secrets",
         "pass",
@@ -42,9 +41,11 @@ _WORDS = frozenset(
         "signature",
     ]
 )
-# A URL that holds a password.
-_URL = re.compile(r"://[^/\s]*:[^/\s]*@")
-_VARIABLE = re.compile(r"oc\.env:\s*(\w+)")
+# A URL that names a user, perhaps with a password.
+_URL = re.compile(r"://[^/\s]*@")
+_VARIABLE = re.compile(r"oc\.env:\s*['\"]?(\w+)")
+# A shorter secret can be a part of many a word.
+_LEAST_LENGTH = 6
 
 
 def secrets_of(written: Any, resolved: Any) -> dict[Place, str]:
@@ -56,7 +57,7 @@ def secrets_of(written: Any, resolved: Any) -> dict[Place, str]:
     """
     taken = [(place, text, value) for place, text, value in _texts(written, resolved) if "${" in text]
     found = {place: text for place, text, value in taken if _is_secret(place, text, value)}
-    values = {value for place, _, value in taken if place in found and value}
+    values = {value for place, _, value in taken if place in found and len(value) >= _LEAST_LENGTH}
     # Another key may repeat it, by an interpolation of its own.
     return found | {place: text for place, text, value in taken if any(secret in value for secret in values)}
 
@@ -80,8 +81,8 @@ def _texts(written: Any, resolved: Any, place: Place = ()) -> Iterator[tuple[Pla
     elif isinstance(written, list) and isinstance(resolved, list):
         for i, (value, found) in enumerate(zip(written, resolved, strict=True)):
             yield from _texts(value, found, (*place, i))
-    elif isinstance(written, str):
-        yield place, written, str(resolved)
+    elif isinstance(written, str) and isinstance(resolved, str):  # a number, such as max_tokens, is no secret
+        yield place, written, resolved
 
 
 def _is_secret(place: Place, text: str, value: str) -> bool:

@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 torchrun --standalone --nproc-per-node 2 tests/benchmarks/run_folder.py --folder /tmp/here
 
 Two answers. `in them`: the seconds that the run spends in taking checksums and in the lock, by the clock, over the
-seconds of the whole run; much of it is beside the training, in the thread that writes, so this is an upper bound.
+seconds of the whole run; much of it is beside the training, in the thread that writes. The small files that hold the
+checksums are not in it.
 `with / without`: the ratio of whole runs with both and with neither, which take turns; the median over rounds, which
 on a shared machine scatters by more than what is measured. With --limit the exit code is 1 if `in them` is above it.
 """

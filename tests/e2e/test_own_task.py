@@ -157,3 +157,34 @@ def test_what_the_users_code_raises_keeps_its_traceback_without_ours(three: Path
     assert f'File "{three}/three.py"' in done.stderr
     assert f'File "{ROOT}/distsam' not in done.stderr
     assert (three / "run").exists() == (where == "loss")
+
+
+ONE_SIDED = """
+import torch
+from ratings import RatingTask
+
+class OneSided(RatingTask):
+    def __init__(self, context, **arguments):
+        super().__init__(context, **arguments)
+        self.is_first = context.data_rank == 0
+
+    def build_model(self):
+        if not self.is_first:
+            raise OSError("no such sensor")
+        return super().build_model()
+"""
+
+
+def test_a_rank_that_has_no_model_ends_all(tmp_path: Path) -> None:
+    """The others waited for it in the broadcast of the weights."""
+    (tmp_path / "ratings.py").write_text(EXAMPLE.read_text())
+    (tmp_path / "onesided.py").write_text(ONE_SIDED)
+    (tmp_path / "own.yaml").write_text(CONFIG.replace("ratings:RatingTask", "onesided:OneSided"))
+    command = [*torchrun(), "-m", "distsam", "train", "own.yaml", f"run.dir={tmp_path}/run"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert done.returncode != 0
+    assert "distsam: rank 1: " in done.stderr
+    assert "no such sensor" in done.stderr
+    assert not (tmp_path / "run").exists()

@@ -26,6 +26,13 @@ def test_resume_drops_rows_of_the_undone_steps_and_a_line_cut_short(tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_last_row_without_the_end_of_its_line_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"train/step": 0}\n{"train/step": 5}')
+    MetricsFile(path, 5).close()
+    assert [row["train/step"] for row in read_rows(path)] == [0, 5]
+
+
 def test_a_start_from_the_beginning_drops_all_rows(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"train/step": 0}\n')

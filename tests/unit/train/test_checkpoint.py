@@ -319,3 +319,30 @@ def test_a_state_without_the_counters_of_this_engine_is_refused_by_name(tmp_path
     assert read_state(tmp_path) == state
     with pytest.raises(InputError, match=r"state.json: holds no das/clipped that can be used"):
         read_state(tmp_path, counters=["num_steps", "das/clipped"])
+
+
+def test_a_damaged_checkpoint_is_not_counted_among_those_that_are_kept(tmp_path: Path) -> None:
+    """The one good checkpoint was removed, and the damaged one stayed."""
+    save(tmp_path, 1, 2)
+    with (tmp_path / "step-00000002" / "__0_0.distcp").open("r+b") as stream:
+        byte = stream.read(1)
+        stream.seek(0)
+        stream.write(bytes([byte[0] ^ 1]))
+    (tmp_path / "step-00000001.bak").mkdir()
+    checkpointer = Checkpointer(tmp_path, 2, rank=0)
+    newest, [line] = checkpointer.newest()
+    assert newest == tmp_path / "step-00000001"
+    assert "step-00000002: is damaged" in line
+    checkpointer.save(3, tensors(), {})
+    checkpointer.wait()
+    assert damage(tmp_path / "step-00000001") is None
+    assert damage(tmp_path / "step-00000003") is None
+
+
+def test_a_state_that_is_no_json_is_said_by_every_rank(tmp_path: Path) -> None:
+    """The rank whose share does not hold it raised, and the others waited for it."""
+    save(tmp_path, 7)
+    state = tmp_path / "step-00000007" / "state.json"
+    state.write_bytes(b"\xff" + state.read_bytes()[1:])
+    for part in range(2):
+        assert "state.json" in str(damage(tmp_path / "step-00000007", part, 2))
