@@ -58,7 +58,6 @@ class DeepSpeedEngine(NativeEngine):
         other = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
         if other:
             raise ArgumentError("model", f"has weights in {', '.join(sorted(other))}: DeepSpeed's ZeRO takes float32")
-        self._stage = stage
         base = optimizer.base_optimizer
         stepped = SteppedByDeepSpeed(base)
         self._engine = library.initialize(model, base, config)

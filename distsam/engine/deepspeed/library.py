@@ -36,8 +36,6 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 # It warns of every optimizer that is not its own, on standard output.
 logger.setLevel(logging.ERROR)
 
-VERSION: str = deepspeed.__version__
-
 
 def initialize(model: nn.Module, base: Optimizer, settings: Mapping[str, Any]) -> Any:
     """DeepSpeed's engine over `model`, whose weights become those of rank 0.
