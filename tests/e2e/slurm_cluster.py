@@ -86,12 +86,16 @@ class SlurmCluster:
     def run(
         self, command: Sequence[str], cwd: Path, timeout_s: float, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """A Slurm client's output; it is killed, and the test fails, after `timeout_s`."""
+        """A Slurm client's output; it is killed, and the test fails, after `timeout_s`.
+
+        Its input is empty, and not /dev/null: on a machine that was restored from a copy of its files that can be a
+        plain file with megabytes in it, which srun sends to tasks that read nothing, and then it loses them.
+        """
         return subprocess.run(
             command,
             cwd=cwd,
             env=self._environment() | dict(env or {}),
-            stdin=subprocess.DEVNULL,
+            input="",
             capture_output=True,
             text=True,
             timeout=timeout_s,
@@ -100,7 +104,9 @@ class SlurmCluster:
 
     def submit(self, command: Sequence[str], cwd: Path, timeout_s: float, env: Mapping[str, str]) -> dict[str, str]:
         """What `scontrol show job` says of a batch job once it has ended."""
-        submitted = self.run(["sbatch", "--parsable", *command], cwd, CLIENT_S, env)
+        empty = self.folder / "empty"
+        empty.touch()
+        submitted = self.run(["sbatch", "--parsable", f"--input={empty}", *command], cwd, CLIENT_S, env)
         assert submitted.returncode == 0, submitted.stderr
         job = submitted.stdout.strip()
         end_s = time.monotonic() + timeout_s

@@ -29,10 +29,6 @@ def environment() -> dict[str, str]:
     return {"PATH": path, "OMP_NUM_THREADS": "1", "NPROC": "1", "LOCAL_ADDR": "localhost"}
 
 
-# srun's own words where it has lost a node's daemon, as happens on a loaded machine: no fault of the run.
-LOST = "io error with slurmstepd"
-
-
 def short_run(folder: Path) -> list[str]:
     return ["configs/quickstart.yaml", "train.steps=4", "train.log_every=2", f"run.dir={folder}"]
 
@@ -42,15 +38,10 @@ def summary_of(folder: Path) -> dict[str, object]:
 
 
 def test_srun_alone_joins_its_tasks_to_one_run(cluster: SlurmCluster, tmp_path: Path) -> None:
-    for attempt in range(2):
-        run_dir = tmp_path / f"run{attempt}"
-        train = [sys.executable, "-m", "distsam", "train", *short_run(run_dir)]
-        # Without input: srun's connection to a task that has ended is reset if it still has input to hand on.
-        done = cluster.run(["srun", "--input=none", "-N2", "-n2", *train], REPOSITORY, JOB_S, environment())
-        if LOST not in done.stderr:
-            break
+    train = [sys.executable, "-m", "distsam", "train", *short_run(tmp_path / "run")]
+    done = cluster.run(["srun", "-N2", "-n2", *train], REPOSITORY, JOB_S, environment())
     assert done.returncode == 0, done.stderr
-    summary = summary_of(run_dir)
+    summary = summary_of(tmp_path / "run")
     assert (summary["world_size"], summary["steps"]) == (2, 4)
     assert done.stdout.count("held-out R2") == 1, "only rank 0 prints"
 
@@ -69,6 +60,6 @@ def test_a_batch_job_that_cannot_be_ends_with_2_and_one_line_of_ours(cluster: Sl
     script = [f"--output={log}", "slurm/train.sbatch", *short_run(tmp_path / "run"), "sharding.replicas=3"]
     job = cluster.submit(script, REPOSITORY, JOB_S, environment())
     assert (job["JobState"], job["ExitCode"]) == ("FAILED", "2:0"), log.read_text()
-    ours = [line for line in log.read_text().splitlines() if not line.startswith(("srun:", "slurmstepd"))]
+    ours = [line for line in log.read_text().splitlines() if not line.startswith("srun:")]
     assert ours == ["distsam: sharding.replicas: 3: it must divide the world size, which is 2"]
     assert not (tmp_path / "run").exists()
