@@ -15,7 +15,7 @@ from distsam.balance.dynamics import (
     norm_deviation,
     relative_deviation,
 )
-from distsam.balance.meter import FirstPass, Meter, SecondPass
+from distsam.balance.meter import FirstPass, MakePieces, Meter, SecondPass
 from distsam.sharding.collectives import rank
 from distsam.tensornet import CoreNetwork, core_networks
 
@@ -89,11 +89,16 @@ class BalanceCoordinator:
             )
         self.every = every
         self.last_step = last_step
-        self._meter = Meter(list(model.parameters()), self.networks)
+        self._params = list(model.parameters())
+        self._meter = Meter(self._params, self.networks)
         self._last: StepRecord | None = None
         self._pending: list[tuple[int, Callable[[], Snapshot | None]]] = []
         if optimizer is not None:
             optimizer.attach(self)
+
+    def use_pieces(self, make_pieces: MakePieces) -> None:
+        """Reach the weights by `make_pieces`, as the optimizer does."""
+        self._meter = Meter(self._params, self.networks, make_pieces)
 
     def is_due(self, step: int) -> bool:
         """True if the numbers of `step` are to be published."""

@@ -10,8 +10,8 @@ from torch import Tensor
 class Engine(Protocol):
     """Runs the steps of one model with one optimizer, which meanwhile are used through it alone.
 
-    State is in two halves: tensors, placed as the weights are, and plain values that JSON can hold. A run that loads
-    both goes on bit for bit; the weights themselves are the model's.
+    State is weights, tensors placed as they are, and plain values that JSON can hold. A run that loads
+    all of it goes on bit for bit.
     """
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
@@ -61,6 +61,22 @@ class Engine(Protocol):
 
         Raises:
             ArgumentError: the state is that of another number of parameter groups or schedules.
+        """
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """Name -> parameter or buffer of the model, of its full shape, as a checkpoint holds it.
+
+        Sharing memory, or copies where weights are kept in another form: `put_weights` takes changes back.
+
+        Collectives: where they are copies, one or more a tensor; every rank calls it.
+        """
+        ...
+
+    def put_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the model's tensors to `tensors`, named and placed as those of `weights`.
+
+        Collectives: as `weights`; every rank calls it.
         """
         ...
 

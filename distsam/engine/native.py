@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distsam.engine.group_values import GroupValues
 from distsam.engine.optimizer_state import allocate_tensors, load_plain_values, plain_values, tensors_of
 from distsam.engine.schedule import Schedule
+from distsam.engine.weights import model_tensors, put_tensors
 from distsam.errors import ArgumentError, TrainingDiverged
 from distsam.optim import Wrapper
 from distsam.sharding import PausedPieces, accumulating, local_tensor, pausable
@@ -139,6 +140,14 @@ class NativeEngine:
         for schedule in self._schedules:
             # A schedule that the earlier part of the run did not have takes effect from where the run stands.
             schedule.load_state(state["schedules"].get(schedule.key, {"step": self.num_steps}))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's tensors, sharing memory."""
+        return model_tensors(self.model)
+
+    def put_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy `tensors` into the model's. No collective."""
+        put_tensors(self.model, tensors)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """`optim.<parameter>.<key>` of the base, `<wrapper>.<parameter>.<key>` of each wrapper that has own state."""

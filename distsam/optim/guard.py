@@ -91,11 +91,14 @@ class StepGuard:
             raise ValueError("the optimizer has a coordinator already; one publishes for all networks of a model")
         self._coordinator = coordinator
         self._meter = None
+        coordinator.use_pieces(self._make_pieces)
 
     def use_pieces(self, make_pieces: MakePieces) -> None:
         """Reach weights and gradients by `make_pieces` from the next step on."""
         self._make_pieces = make_pieces
         self._meter = None
+        if self._coordinator is not None:
+            self._coordinator.use_pieces(make_pieces)
 
     def wrap(self) -> None:
         """Another optimizer takes this one as its base and measures for it from now on.
@@ -202,10 +205,11 @@ class StepGuard:
             # Whoever goes on from here, with other values, starts a new count: else the next step would end it.
             num_in_a_row, self.num_in_a_row = self.num_in_a_row, 0
             # A step whose gradients are finite can still take the weights out of their dtype.
+            is_kept = are_finite(self.meter.pieces.weights())
             kept = "those of the last step that was finite, and may be far off already"
             raise TrainingDiverged(
                 f"step {self.num_steps}: the loss or a gradient was not finite in {num_in_a_row} steps in a row. "
-                f"The weights are {kept if are_finite(self.meter.params) else 'not finite any more'}; lower the "
+                f"The weights are {kept if is_kept else 'not finite any more'}; lower the "
                 "learning rate, rho or alpha"
             )
 

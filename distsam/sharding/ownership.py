@@ -36,12 +36,12 @@ def placed_like(param: nn.Parameter, local: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def are_finite(params: Iterable[nn.Parameter]) -> bool:
-    """True if no element of these parameters is infinite or no number, on any rank.
+def are_finite(tensors: Iterable[Tensor]) -> bool:
+    """True if no element of these tensors is infinite or no number, on any rank.
 
     Collectives: one all_reduce of a number; every rank calls it.
     """
-    pieces = [local_tensor(p) for p in params]
+    pieces = [local_tensor(t) for t in tensors]
     device = pieces[0].device if pieces else torch.device("cpu")
     num_bad = torch.zeros((), dtype=torch.float64, device=device)
     for piece in pieces:

@@ -1,5 +1,6 @@
 """From a config to everything that a run needs."""
 
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -37,6 +38,11 @@ class RunParts:
     def rank(self) -> int:
         """Of this process among all."""
         return self.layout.world.rank
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the whole model; an engine may keep a part of it only on each rank."""
+        return sum(math.prod(shape) for _, shape in self.plan.shapes)
 
     def counts(self) -> dict[str, float | int | None]:
         """What is published of the engine's counters: those of wrappers, such as das/clipped."""

@@ -16,7 +16,10 @@ class DeepSpeedKeys(Section):
     """kind: deepspeed."""
 
     stage: int = Field(
-        default=2, ge=0, le=2, description="Of ZeRO: from 1 on optimizer state is cut, at 2 gradients too."
+        default=2,
+        ge=0,
+        le=3,
+        description="Of ZeRO: from 1 on optimizer state is cut, from 2 on gradients, at 3 weights.",
     )
     config: str | dict[str, Any] | None = Field(
         default=None, description="DeepSpeed's own config, a JSON or YAML file or a mapping."

@@ -114,7 +114,7 @@ class TrainingLoop:
     def _evaluate(self, step: int) -> None:
         value = self.score()[self.parts.task.goal.key]
         if step % self._eval_every == 0:
-            self.state.best.consider(self.parts.model, step, value)
+            self.state.best.consider(self.parts.engine.weights, step, value)
         else:
             self.state.last_is_best = self.state.best.is_beaten_by(value)
 

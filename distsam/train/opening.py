@@ -23,11 +23,10 @@ def describe_run(run: RunParts, config: Config, step: int) -> str:
 def probable_mistakes(run: RunParts, config: Config) -> Iterator[str]:
     """One line for each thing that runs, but that the user probably did not want."""
     yield from warnings(run.task)
-    num_parameters = sum(p.numel() for p in run.model.parameters())
     values = num_values(run.task)
-    if values is not None and num_parameters > values and not config.optim.weight_decay:
+    if values is not None and run.num_parameters > values and not config.optim.weight_decay:
         yield (
-            f"the model has {num_parameters} parameters for {values} training values and "
+            f"the model has {run.num_parameters} parameters for {values} training values and "
             "optim.weight_decay is 0: it will fit noise; a smaller network or an L2 term helps"
         )
     if not run.coordinator.networks:

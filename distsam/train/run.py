@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from distsam.engine import parameters_among
 from distsam.errors import InputError, RunIncomplete, TrainingDiverged
 from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.folder import RunFolder
@@ -29,7 +30,7 @@ from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import TrainingLoop, evaluated
 from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
-from distsam.train.run_state import BestWeights, RunState, put_weights
+from distsam.train.run_state import BestWeights, RunState
 from distsam.train.same_run import check_folder, claim_folder, fingerprint
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
@@ -224,9 +225,11 @@ class _Run:
         if newest is None:
             return
         saved = agreed(lambda: self._resumable(newest))
-        model, engine, shapes = self.parts.model, self.parts.engine, tensor_shapes(newest)
-        self.state.allocate_best(model, shapes)
-        self.checkpointer.load(newest, {**self.state.tensors(model), **engine.allocate_state(shapes)})
+        engine, shapes = self.parts.engine, tensor_shapes(newest)
+        weights = engine.weights()
+        self.state.allocate_best(weights, shapes)
+        self.checkpointer.load(newest, {**self.state.tensors(weights), **engine.allocate_state(shapes)})
+        engine.put_weights(weights)
         engine.load_state(saved["engine"])
         self.state.load_plain(saved)
 
@@ -246,7 +249,8 @@ class _Run:
 
     def _save(self, elapsed_s: float) -> None:
         engine = self.parts.engine
-        if not are_finite(self.parts.model.parameters()):
+        weights = engine.weights()
+        if not are_finite(parameters_among(self.parts.model, weights)):
             # Kept, it would push out those that a run can go on from.
             self.checkpointer.give_up(self.state.step, "a weight is infinite or no number")
             self._note_checkpoint()
@@ -259,7 +263,7 @@ class _Run:
             "world_size": self.parts.layout.world.world_size,
             "versions": versions(),
         }
-        tensors = {**self.state.tensors(self.parts.model), **engine.state_tensors()}
+        tensors = {**self.state.tensors(weights), **engine.state_tensors()}
         self.checkpointer.save(self.state.step, tensors, plain)
         self._note_checkpoint()
 
@@ -288,7 +292,7 @@ class _Run:
         state, run = self.state, self.parts
         last = final = loop.score()
         if state.best.tensors and not state.last_is_best:
-            put_weights(run.model, state.best.tensors)
+            run.engine.put_weights(state.best.tensors)
             final = evaluated(run.task, run.model)
         return Summary(
             steps=state.step,
@@ -300,7 +304,7 @@ class _Run:
             more={
                 "balance_step": state.step,
                 "world_size": run.layout.world.world_size,
-                "num_parameters": sum(p.numel() for p in run.model.parameters()),
+                "num_parameters": run.num_parameters,
                 "device": str(run.layout.world.device),
                 "sharding": run.plan.describe(),
                 "versions": versions(),

@@ -1,12 +1,12 @@
 """Where a run stands: what a checkpoint holds of it beside the engine's state."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distsam.tasks.task import Goal, Scores
 
@@ -33,8 +33,8 @@ class BestWeights:
         self.tensors: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def consider(self, model: nn.Module, step: int, value: float | None) -> None:
-        """Keep a copy of the weights if `value`, the same on every rank, is the best so far.
+    def consider(self, weights: Callable[[], Mapping[str, Tensor]], step: int, value: float | None) -> None:
+        """Keep a copy of what `weights` gives if `value`, the same on every rank, is the best so far.
 
         None is an undefined value: it is neither the best nor one evaluation more without a better value.
         """
@@ -44,7 +44,7 @@ class BestWeights:
             self.num_stale += 1
             return
         self.value, self.step, self.num_stale = value, step, 0
-        self.tensors = {name: tensor.clone() for name, tensor in model_tensors(model).items()}
+        self.tensors = {name: tensor.clone() for name, tensor in weights().items()}
 
     def is_beaten_by(self, value: float | None) -> bool:
         """True for a finite `value` that is better than the best so far."""
@@ -89,28 +89,15 @@ class RunState:
         self.best.value, self.best.step = saved["best_value"], saved["best_step"]
         self.best.num_stale = saved["num_stale"]
 
-    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
-        """Name in a checkpoint -> weights as they are, and the best ones."""
+    def tensors(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Name in a checkpoint -> these weights, and the best ones."""
         return {
-            **{MODEL + name: tensor for name, tensor in model_tensors(model).items()},
+            **{MODEL + name: tensor for name, tensor in weights.items()},
             **{BEST + name: tensor for name, tensor in self.best.tensors.items()},
         }
 
-    def allocate_best(self, model: nn.Module, names: Mapping[str, Any]) -> None:
-        """Make best weights of zeros where a checkpoint holds some, to be filled by loading."""
-        for name, tensor in model_tensors(model).items():
+    def allocate_best(self, weights: Mapping[str, Tensor], names: Mapping[str, Any]) -> None:
+        """Make best weights of zeros, placed as `weights`, where a checkpoint holds some, to be filled by loading."""
+        for name, tensor in weights.items():
             if BEST + name in names:
                 self.best.tensors[name] = torch.zeros_like(tensor)
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter or buffer as it is placed, sharing its memory."""
-    # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
-    return {name: value.detach() for name, value in model.state_dict().items()}
-
-
-@torch.no_grad()
-def put_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Set the weights to `tensors`, which are named and placed like them."""
-    for name, target in model_tensors(model).items():
-        target.copy_(tensors[name])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from distsam.engine import model_tensors
 from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
 from distsam.runs.checkpoints import damage, published_checkpoints
@@ -26,7 +27,7 @@ from distsam.train.config import Config
 from distsam.train.config_file import load_config, read_yaml
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import evaluated
-from distsam.train.run_state import BEST, MODEL, model_tensors
+from distsam.train.run_state import BEST, MODEL
 from distsam.train.same_run import MOVABLE_KEYS, fingerprint
 
 

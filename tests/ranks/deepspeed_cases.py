@@ -18,6 +18,7 @@ from distsam.optim import Wrapper
 from distsam.sharding.collectives import is_distributed, rank, world_size
 
 SHAPE, NUM_ENTRIES, NUM_STEPS = (4, 3, 5), 24, 5
+CUT = "3 cut"
 
 
 class Mixed(nn.Module):
@@ -61,9 +62,17 @@ def losses_of(model: nn.Module, batch: tuple[Tensor, Tensor], count: int) -> lis
 
 
 def build(
-    stage: int | None, method: str, base: str, settings: dict[str, Any] | None = None, clip_norm: float | None = None
+    stage: int | str | None,
+    method: str,
+    base: str,
+    settings: dict[str, Any] | None = None,
+    clip_norm: float | None = None,
 ) -> tuple[nn.Module, Wrapper, Engine]:
-    """The model, its optimizer, and DeepSpeed's engine; the native one without a stage."""
+    """The model, its optimizer, and DeepSpeed's engine; the native one without a stage.
+
+    Args:
+        stage: "3 cut" is 3, with no parameter kept whole between passes.
+    """
     model = Mixed()
     optimizer = chain(method, model, 0.05)
     if base == "adamw":
@@ -72,6 +81,8 @@ def build(
         return model, optimizer, NativeEngine(model, optimizer, clip_norm=clip_norm)
     from distsam.engine.deepspeed.engine import DeepSpeedEngine
 
+    if stage == CUT:
+        stage, settings = 3, {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     return model, optimizer, DeepSpeedEngine(model, optimizer, stage=stage, settings=settings, clip_norm=clip_norm)
 
 
@@ -82,7 +93,7 @@ def _replace_base(optimizer: Wrapper, base: torch.optim.Optimizer) -> None:
 
 
 def five_steps(
-    stage: int | None,
+    stage: int | str | None,
     method: str = "sam",
     base: str = "sgd",
     count: int = 1,
@@ -102,22 +113,22 @@ def five_steps(
         for batch in batches():
             engine.step(losses_of(model, batch, count))
     return {
-        "parameters": [full(p) for p in model.parameters()],
+        "parameters": whole(engine),
         "snapshot": coordinator.snapshot(),
         "is_alone": not is_distributed(),
     }
 
 
-def weights_come_back(stage: int) -> bool:
+def weights_come_back(stage: int | str) -> bool:
     """Does the base, at the end of a SAM step, start from the very bits from which the step started?"""
     model, optimizer, engine = build(stage, "sam", "sgd")
-    before = [p.detach().clone() for p in model.parameters()]
+    before = whole(engine)
     is_same: list[bool] = []
 
     step = optimizer.base_optimizer.step
 
     def look_and_step() -> None:
-        is_same.append(all(torch.equal(p, w) for p, w in zip(model.parameters(), before, strict=True)))
+        is_same.append(same(before, whole(engine)))
         step()
 
     with mock.patch.object(optimizer.base_optimizer, "step", look_and_step):
@@ -125,20 +136,20 @@ def weights_come_back(stage: int) -> bool:
     return is_same == [True]
 
 
-def skip_together(stage: int) -> dict[str, Any]:
+def skip_together(stage: int | str) -> dict[str, Any]:
     """A step in which the last rank's loss is no number, between two good ones."""
     model, optimizer, engine = build(stage, "sam", "adamw")
     first, second, third = batches()[:3]
     engine.step(losses_of(model, first, 1))
-    before = [full(p) for p in model.parameters()]
+    before = whole(engine)
     factor = float("nan") if rank() == world_size() - 1 else 1.0
     engine.step([lambda: losses_of(model, second, 1)[0]() * factor])
-    is_untouched = all(np.array_equal(a, full(p)) for a, p in zip(before, model.parameters(), strict=True))
+    is_untouched = same(before, whole(engine))
     engine.step(losses_of(model, third, 1))
     return {
         "is_untouched": is_untouched,
         "num_skipped": optimizer.num_skipped,
-        "parameters": [full(p) for p in model.parameters()],
+        "parameters": whole(engine),
     }
 
 
@@ -147,13 +158,13 @@ def without_the_second_batch() -> list[np.ndarray]:
     model, _, engine = build(None, "sam", "adamw")
     for batch in (batches()[0], batches()[2]):
         engine.step(losses_of(model, batch, 1))
-    return [full(p) for p in model.parameters()]
+    return whole(engine)
 
 
-def a_pass_that_raises(stage: int) -> dict[str, Any]:
+def a_pass_that_raises(stage: int | str) -> dict[str, Any]:
     """A micro-batch that raises on every rank, then a good step."""
     model, _, engine = build(stage, "sam", "sgd")
-    before = [full(p) for p in model.parameters()]
+    before = whole(engine)
 
     def broken() -> Tensor:
         raise KeyError("no such batch")
@@ -163,27 +174,28 @@ def a_pass_that_raises(stage: int) -> dict[str, Any]:
         engine.step([losses_of(model, batches()[0], 2)[0], broken])
     except KeyError:
         raised = True
-    is_untouched = all(np.array_equal(a, full(p)) for a, p in zip(before, model.parameters(), strict=True))
+    is_untouched = same(before, whole(engine))
     for batch in batches():
         engine.step(losses_of(model, batch, 1))
-    return {"raised": raised, "is_untouched": is_untouched, "parameters": [full(p) for p in model.parameters()]}
+    return {"raised": raised, "is_untouched": is_untouched, "parameters": whole(engine)}
 
 
-def goes_on_bit_for_bit(stage: int, method: str) -> bool:
+def goes_on_bit_for_bit(stage: int | str, method: str) -> bool:
     """Are five steps those of two, a state through JSON and full tensors, and three more by a new engine?"""
     model, _, engine = build(stage, method, "adamw")
     for batch in batches()[:2]:
         engine.step(losses_of(model, batch, 1))
     state = json.loads(json.dumps(engine.state()))
     tensors = {name: full(tensor) for name, tensor in engine.state_tensors().items()}
-    start = [full(p) for p in model.parameters()]
+    start = {name: full(tensor) for name, tensor in engine.weights().items()}
     for batch in batches()[2:]:
         engine.step(losses_of(model, batch, 1))
 
     other, _, resumed = build(stage, method, "adamw")
-    with torch.no_grad():
-        for param, value in zip(other.parameters(), start, strict=True):
-            param.copy_(torch.from_numpy(value))
+    weights = resumed.weights()
+    for name, tensor in weights.items():
+        fill(tensor, torch.from_numpy(start[name]))
+    resumed.put_weights(weights)
     resumed.load_state(state)
     room = resumed.allocate_state({name: (torch.Size(t.shape), torch.float32) for name, t in tensors.items()})
     assert room.keys() == tensors.keys()
@@ -192,9 +204,20 @@ def goes_on_bit_for_bit(stage: int, method: str) -> bool:
     assert resumed.num_steps == 2
     for batch in batches()[2:]:
         resumed.step(losses_of(other, batch, 1))
-    same_weights = all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
     left, right = engine.state_tensors(), resumed.state_tensors()
-    return same_weights and all(np.array_equal(full(left[name]), full(right[name])) for name in tensors)
+    return same(whole(engine), whole(resumed)) and all(
+        np.array_equal(full(left[name]), full(right[name])) for name in tensors
+    )
+
+
+def whole(engine: Engine) -> list[np.ndarray]:
+    """The weights, of full shape; what a pass would gather of them stays as it is."""
+    return [full(tensor) for tensor in engine.weights().values()]
+
+
+def same(left: list[np.ndarray], right: list[np.ndarray]) -> bool:
+    """Bit for bit."""
+    return all(np.array_equal(a, b) for a, b in zip(left, right, strict=True))
 
 
 def fill(room: Tensor, whole: Tensor) -> None:
@@ -206,7 +229,7 @@ def fill(room: Tensor, whole: Tensor) -> None:
         room.copy_(whole)
 
 
-def stops_after(stage: int) -> list[bool]:
+def stops_after(stage: int | str) -> list[bool]:
     """Whether each of three steps ends with a stop, when the last rank asks before the second."""
     model, _, engine = build(stage, "sam", "sgd")
     seen = []
@@ -218,7 +241,7 @@ def stops_after(stage: int) -> list[bool]:
     return seen
 
 
-def bytes_held(stage: int) -> int:
+def bytes_held(stage: int | str) -> int:
     """Bytes of optimizer state on this rank after a step of AdamW."""
     model, optimizer, engine = build(stage, "base", "adamw")
     engine.step(losses_of(model, batches()[0], 1))
@@ -236,30 +259,32 @@ def refused(settings: dict[str, Any]) -> str:
 
 
 def never_sent(stack: ExitStack, engine: Any) -> None:
-    """The perturbed parts stay with the ranks that own them."""
+    """The perturbed parts stay with the ranks that own them; what was gathered before is read on."""
     from distsam.engine.deepspeed import library
 
     stack.enter_context(mock.patch.object(library, "gather_partitions"))
+    stack.enter_context(mock.patch.object(library, "gather_again"))
 
 
 def copies_perturbed(stack: ExitStack, engine: Any) -> None:
     """What the base steps is perturbed in place of what passes read."""
-    from distsam.engine.deepspeed.pieces import FlatPieces
+    pieces = type(engine.optimizer.guard.meter.pieces)
+    read = pieces.weights
 
-    read = FlatPieces.weights
+    def copies(self: Any) -> list[Tensor]:
+        with mock.patch.object(pieces, "weights", read):
+            return self.stepped_weights()  # type: ignore[no-any-return]
 
-    def copies(pieces: FlatPieces) -> list[Tensor]:
-        with mock.patch.object(FlatPieces, "weights", read):
-            return pieces.stepped_weights()
-
-    stack.enter_context(mock.patch.object(FlatPieces, "weights", copies))
+    stack.enter_context(mock.patch.object(pieces, "weights", copies))
 
 
 def never_forgotten(stack: ExitStack, engine: Any) -> None:
     """The gradients of one pass are left for the next."""
+    from distsam.engine.deepspeed import library
     from distsam.sharding import LocalPieces
 
     stack.enter_context(mock.patch.object(LocalPieces, "clear"))
+    stack.enter_context(mock.patch.object(library, "forget_gradients"))
     stack.enter_context(mock.patch.object(type(engine), "_sweep", _sweep_on_top))
 
 
@@ -268,6 +293,18 @@ def _sweep_on_top(engine: Any, losses: Any) -> Tensor:
         engine._engine.set_gradient_accumulation_boundary(position == len(losses) - 1)
         loss = engine._backward(compute, len(losses))
     return loss
+
+
+def shares_gradients(stack: ExitStack, engine: Any) -> None:
+    """The first pass's gradients are left where the second pass writes."""
+    from distsam.engine.deepspeed import library
+
+    def in_place(zero: Any, part: Any) -> Tensor:
+        group, place = part.index
+        found: Tensor = zero.averaged_gradients[group][place].view(-1).narrow(0, 0, part.length)
+        return found
+
+    stack.enter_context(mock.patch.object(library, "copy_gradient", in_place))
 
 
 def automatic_boundaries(stack: ExitStack, engine: Any) -> None:
@@ -286,5 +323,12 @@ def default_clipping(stack: ExitStack, engine: Any) -> None:
 
 MISTAKES = {
     mistake.__name__: mistake
-    for mistake in (never_sent, copies_perturbed, never_forgotten, automatic_boundaries, default_clipping)
+    for mistake in (
+        never_sent,
+        copies_perturbed,
+        never_forgotten,
+        shares_gradients,
+        automatic_boundaries,
+        default_clipping,
+    )
 }

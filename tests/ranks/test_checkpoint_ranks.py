@@ -28,9 +28,9 @@ def save_and_spoil(folder: Path, plan: str, replicas: int) -> dict[str, np.ndarr
     model, optimizer, closure = build(plan, replicas, torch.float64, "sam")
     for _ in range(3):
         optimizer.step(closure)
-    state = RunState(BestWeights(GOAL))
-    state.best.consider(model, 3, 0.5)
-    tensors = {**state.tensors(model), **NativeEngine(model, optimizer).state_tensors()}
+    state, engine = RunState(BestWeights(GOAL)), NativeEngine(model, optimizer)
+    state.best.consider(engine.weights, 3, 0.5)
+    tensors = {**state.tensors(engine.weights()), **engine.state_tensors()}
     before = _whole(tensors)
     checkpointer = Checkpointer(folder, 2, this_world().rank)
     checkpointer.save(3, tensors, {})
@@ -48,8 +48,9 @@ def resume(folder: Path, plan: str, replicas: int) -> dict[str, np.ndarray]:
     newest, _ = checkpointer.newest()
     assert newest is not None
     shapes, state = tensor_shapes(newest), RunState(BestWeights(GOAL))
-    state.allocate_best(model, shapes)
-    room = {**state.tensors(model), **NativeEngine(model, optimizer).allocate_state(shapes)}
+    engine = NativeEngine(model, optimizer)
+    state.allocate_best(engine.weights(), shapes)
+    room = {**state.tensors(engine.weights()), **engine.allocate_state(shapes)}
     checkpointer.load(newest, room)
     return _whole(room)
 

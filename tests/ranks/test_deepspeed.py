@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from deepspeed_cases import (
+    CUT,
     a_pass_that_raises,
     bytes_held,
     five_steps,
@@ -18,7 +19,7 @@ from deepspeed_cases import (
 from rank_pool import RankPool
 
 pytest.importorskip("deepspeed")
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3, CUT)
 # float32, five steps: what the order of sums comes to, for each base, in units of the largest weight (about 1.5).
 TOLERANCE = {"sgd": 2e-7, "adamw": 5e-7}
 every_stage = pytest.mark.parametrize("stage", STAGES)
@@ -45,7 +46,7 @@ def largest(left: list[np.ndarray], right: list[np.ndarray]) -> float:
     ],
 )
 def test_five_steps_are_those_of_one_process(
-    two_ranks: RankPool, stage: int, method: str, base: str, count: int, clip_norm: float | None
+    two_ranks: RankPool, stage: int | str, method: str, base: str, count: int, clip_norm: float | None
 ) -> None:
     expected = five_steps(None, method, base, count, clip_norm)
     assert expected["is_alone"]
@@ -67,19 +68,19 @@ def check_numbers(got: dict[str, Any], expected: dict[str, Any]) -> None:
 
 @every_stage
 @pytest.mark.parametrize("base", TOLERANCE)
-def test_five_steps_on_four_ranks_too(four_ranks: RankPool, stage: int, base: str) -> None:
+def test_five_steps_on_four_ranks_too(four_ranks: RankPool, stage: int | str, base: str) -> None:
     expected = five_steps(None, "sam+das", base, 2)
     for got in four_ranks.run(five_steps, stage, "sam+das", base, 2):
         assert largest(got["parameters"], expected["parameters"]) < TOLERANCE[base]
 
 
 @every_stage
-def test_the_weights_come_back_bit_for_bit(two_ranks: RankPool, stage: int) -> None:
+def test_the_weights_come_back_bit_for_bit(two_ranks: RankPool, stage: int | str) -> None:
     assert two_ranks.run(weights_come_back, stage) == [True, True]
 
 
 @every_stage
-def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks: RankPool, stage: int) -> None:
+def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks: RankPool, stage: int | str) -> None:
     expected = without_the_second_batch()
     for got in two_ranks.run(skip_together, stage):
         assert (got["is_untouched"], got["num_skipped"]) == (True, 1)
@@ -87,7 +88,7 @@ def test_a_loss_that_is_no_number_on_one_rank_skips_the_step_on_all(two_ranks: R
 
 
 @every_stage
-def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: RankPool, stage: int) -> None:
+def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: RankPool, stage: int | str) -> None:
     expected = five_steps(None)["parameters"]
     for got in two_ranks.run(a_pass_that_raises, stage):
         assert (got["raised"], got["is_untouched"]) == (True, True)
@@ -96,7 +97,7 @@ def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: R
 
 @every_stage
 @pytest.mark.parametrize("method", ["sam", "das"])
-def test_a_loaded_engine_goes_on_bit_for_bit(two_ranks: RankPool, stage: int, method: str) -> None:
+def test_a_loaded_engine_goes_on_bit_for_bit(two_ranks: RankPool, stage: int | str, method: str) -> None:
     assert two_ranks.run(goes_on_bit_for_bit, stage, method) == [True, True]
 
 
@@ -107,11 +108,12 @@ def test_a_stop_asked_for_by_one_rank_reaches_all(two_ranks: RankPool) -> None:
 @pytest.mark.parametrize(
     ("mistake", "stages", "count"),
     [
-        ("never_sent", (1, 2), 1),
-        ("copies_perturbed", (1, 2), 1),
-        ("never_forgotten", (0,), 1),
-        ("automatic_boundaries", (0,), 2),
-        ("default_clipping", (1, 2), 1),
+        # With no parameter kept whole between passes nothing is stale at stage 3.
+        ("never_sent", (1, 2, 3), 1),
+        ("copies_perturbed", (1, 2, 3, CUT), 1),
+        ("never_forgotten", (0, 3, CUT), 1),
+        ("automatic_boundaries", (0, 3), 2),
+        ("default_clipping", (1, 2, 3), 1),
     ],
 )
 def test_a_wrong_recipe_is_far_off(two_ranks: RankPool, mistake: str, stages: tuple[int, ...], count: int) -> None:
@@ -120,6 +122,15 @@ def test_a_wrong_recipe_is_far_off(two_ranks: RankPool, mistake: str, stages: tu
     for stage in stages:
         for got in two_ranks.run(five_steps, stage, "sam", "sgd", count, None, mistake):
             assert largest(got["parameters"], expected) > 1000 * TOLERANCE["sgd"], stage
+
+
+def test_gradients_of_the_first_pass_are_kept_for_the_numbers_of_the_step(two_ranks: RankPool) -> None:
+    key = "balance/first/predicted_rate_exact"
+    right, wrong = (
+        two_ranks.run(five_steps, 3, wrong=wrong)[0]["snapshot"][key] for wrong in (None, "shares_gradients")
+    )
+    assert right == pytest.approx(five_steps(None)["snapshot"][key], rel=1e-3)
+    assert abs(wrong - right) > 0.01 * abs(right)
 
 
 def test_from_stage_1_on_a_rank_holds_half_of_the_optimizer_state(two_ranks: RankPool) -> None:

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
 from distsam.engine.deepspeed.base import SteppedByDeepSpeed
+from distsam.engine.deepspeed.cut_pieces import CutPieces
+from distsam.engine.deepspeed.entry_points import gather_in_entry_points
 from distsam.engine.deepspeed.pieces import FlatPieces
 from distsam.engine.deepspeed.settings import settings_for
 from distsam.engine.deepspeed.state import FlatState
+from distsam.engine.deepspeed.weights import CutWeights
 from distsam.engine.native import NativeEngine
 from distsam.engine.schedule import Schedule
 from distsam.errors import ArgumentError
@@ -20,7 +23,7 @@ from distsam.optim import Wrapper
 
 
 class DeepSpeedEngine(NativeEngine):
-    """The Engine of DeepSpeed's ZeRO, stages 0, 1 and 2; see `Engine` for what each method promises.
+    """The Engine of DeepSpeed's ZeRO, stages 0 to 3; see `Engine` for what each method promises.
 
     DeepSpeed averages the gradients, steps the base optimizer on this rank's part, and sends the weights round. SAM,
     DAS and BAR work on that part; norms are summed over the ranks, as everywhere. A parameter that no loss reaches has
@@ -64,19 +67,18 @@ class DeepSpeedEngine(NativeEngine):
         self._zero = self._engine.optimizer if stage else None
         stepped.follow(self._engine)
         optimizer.chain()[-1].base = stepped
+        self._cut = CutWeights(model, self._zero) if stage == 3 else None
+        if stage == 3:
+            gather_in_entry_points(model)
         self._flat: FlatState | None = None
-        self._has_stepped = False
         if stage:
-            optimizer.use_pieces(partial(FlatPieces, self._zero))
-            self._flat = FlatState(model, stepped.param_groups, base, self._zero)
+            optimizer.use_pieces(partial(CutPieces if stage == 3 else FlatPieces, self._zero))
+            self._flat = FlatState(model, base, self._zero)
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """One update of the weights; see `Engine.step`."""
-        if self._flat is not None and not self._has_stepped:
-            # The copy that the base steps was made before a checkpoint was loaded.
-            self._zero.refresh_fp32_params()  # type: ignore[union-attr]
+        if self._flat is not None:
             self._flat.take_in()
-        self._has_stepped = True
         return super().step(losses)
 
     def _sweep(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
@@ -114,13 +116,26 @@ class DeepSpeedEngine(NativeEngine):
         super().load_state({**state, "base": {}})
         self._flat.load_plain(state["base"])
 
+    def weights(self) -> dict[str, Tensor]:
+        """As NativeEngine's; copies at stage 3. Collectives: see `CutWeights.tensors`."""
+        return super().weights() if self._cut is None else self._cut.tensors()
+
+    def put_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the weights. Collectives at stage 3: see `CutWeights.put`."""
+        if self._cut is None:
+            super().put_weights(tensors)
+        else:
+            self._cut.put(tensors)
+        if self._zero is not None:
+            # The copy that the base steps.
+            self._zero.refresh_fp32_params()
+
     def state_tensors(self) -> dict[str, Tensor]:
         """`optim.<parameter>.<key>` of the base: copies from stage 1 on. Collectives: see `FlatState.tensors`."""
         return super().state_tensors() if self._flat is None else self._flat.tensors()
 
     def allocate_state(self, shapes: Mapping[str, tuple[torch.Size, torch.dtype]]) -> dict[str, Tensor]:
         """Room for a checkpoint's tensors, which the next step takes in; see `Engine.allocate_state`."""
-        self._has_stepped = False
         if self._flat is None:
             return super().allocate_state(shapes)
         self._flat.allocate(shapes)

@@ -1,10 +1,9 @@
-"""This rank's pieces of parameters under ZeRO: parts of flat groups (stages 1 and 2). At stage 0 they are whole, and
-LocalPieces serves."""
+"""This rank's pieces of parameters under ZeRO stages 1 and 2: parts of flat groups. At stage 0 parameters are whole,
+and LocalPieces serves; for stage 3 see `cut_pieces.py`."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
@@ -33,20 +32,27 @@ class FlatPieces:
         self.is_alike = False
         self._zero = zero
         self._is_moved = [True] * len(params) if is_moved is None else list(is_moved)
+        parts = library.parts_of(zero)
+        self._parts = [parts.get(p) for p in params]
 
     def weights(self) -> list[Tensor]:
         """P flat pieces of the weights that passes read."""
-        return [_own_part(p) for p in self.params]
+        flat = [p.data.view(-1) for p in self.params]
+        return [
+            w if part is None else w.narrow(0, part.start, part.length)
+            for w, part in zip(flat, self._parts, strict=True)
+        ]
 
     def stepped_weights(self) -> list[Tensor]:
         """P flat pieces of the copy that the base steps and that the weights are made of after it."""
-        return [part if (own := _fragment(p)) is None else own.get_hp_fragment() for p, part in self._parts()]
+        pairs = zip(self.weights(), self._parts, strict=True)
+        return [weight if part is None else part.of(part.flat) for weight, part in pairs]
 
     def gradients(self) -> list[Tensor | None]:
         """P flat pieces of the averaged gradients; None for a parameter that is frozen or not moved."""
         return [
-            None if not moves or not p.requires_grad else part if _fragment(p) is None else library.gradient_of(p)
-            for (p, part), moves in zip(self._parts(), self._is_moved, strict=True)
+            None if part is None or not moves else self._gradient(param, part)
+            for param, part, moves in zip(self.params, self._parts, self._is_moved, strict=True)
         ]
 
     def gradients_and_sums(self, loss: Tensor, wants_stop: bool) -> None:
@@ -59,28 +65,13 @@ class FlatPieces:
 
     def discard(self) -> None:
         """The same, and what a backward that raised has left behind."""
-        library.forget_backward(self._zero)
-        library.forget_gradients(self._zero)
+        library.forget_pass(self._zero)
 
     def publish(self) -> None:
         """Send every rank's part of the weights to the others. Collectives: one all_gather a group and bucket."""
         library.gather_partitions(self._zero)
 
-    def _parts(self) -> list[tuple[nn.Parameter, Tensor]]:
-        return list(zip(self.params, self.weights(), strict=True))
-
-
-def _fragment(param: nn.Parameter) -> Any:
-    return library.fragment_of(param) if param.requires_grad else None
-
-
-def _own_part(param: nn.Parameter) -> Tensor:
-    """This rank's part of the weights of `param`, flat, sharing storage."""
-    flat = param.data.view(-1)
-    if not param.requires_grad:
-        return flat
-    own = library.fragment_of(param)
-    if own is None:
-        return torch.empty_like(flat[:0])
-    place = own.lp_fragment_address
-    return flat.narrow(0, place.start, place.numel)
+    def _gradient(self, param: nn.Parameter, part: library.Part) -> Tensor:
+        if not part.length:
+            return part.of(part.flat)
+        return library.gradient_of(param)

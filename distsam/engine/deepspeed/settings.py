@@ -5,7 +5,7 @@ from typing import Any
 
 from distsam.errors import ArgumentError
 
-STAGES = (0, 1, 2)
+STAGES = (0, 1, 2, 3)
 
 
 def settings_for(stage: int, given: Mapping[str, Any], known: Mapping[str, tuple[str, Any]]) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""The weights of a model as checkpoints hold them."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Name -> parameter or buffer as it is placed, sharing its memory."""
+    # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
+    return {name: value.detach() for name, value in model.state_dict().items()}
+
+
+@torch.no_grad()
+def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Set parameters and buffers to `tensors`, which are named and placed like them."""
+    for name, target in model_tensors(model).items():
+        target.copy_(tensors[name])
+
+
+def parameters_among(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Those of `tensors`, named as `model_tensors` names them, that are parameters; buffers may hold what they like."""
+    state = model.state_dict(keep_vars=True)
+    return [tensor for name, tensor in tensors.items() if isinstance(state[name], nn.Parameter)]
