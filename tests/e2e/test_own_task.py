@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,25 @@ def test_the_example_trains_alike_on_one_rank_and_on_two(ratings: Path) -> None:
     # 30 steps of Adam in float64: rounding is divided by the root of second moments that are 1e-4 and more here.
     assert scores["two"] == pytest.approx(scores["one"], rel=1e-9)
     assert scores["cut"] == pytest.approx(scores["one"], rel=1e-9)
+
+
+@pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_a_task_of_the_users_own_trains_alike_under_deepspeed(ratings: Path, three: Path) -> None:
+    """One whose model calls its networks, and one that asks them for their dense tensors."""
+    three_config = CONFIG.replace("arguments: {shape: [12, 10, 8], batch_size: 256}", "arguments: {}")
+    for target, key, config in (
+        ("ratings:RatingTask", "validation/r2", CONFIG),
+        ("three:Task", "all/mse", three_config.replace("ratings:RatingTask", "three:Task")),
+    ):
+        (ratings / "own.yaml").write_text(config)
+        scores = []
+        for name, engine in (("native", []), ("cut", ["engine.kind=deepspeed", "engine.stage=3"])):
+            folder = ratings / f"{name} {target.partition(':')[0]}"
+            done = start(ratings, f"run.dir={folder}", "train.precision=float32", *engine, ranks=2)
+            assert done.returncode == 0, done.stderr
+            scores.append(json.loads((folder / "summary.json").read_text())[key])
+        # float32, 30 steps of Adam.
+        assert scores[1] == pytest.approx(scores[0], rel=1e-3)
 
 
 def test_every_network_has_its_own_core_names_in_summary_rows_and_curves(

@@ -41,7 +41,7 @@ class DeepSpeedEngine(NativeEngine):
 
     Raises:
         ArgumentError: a setting that contradicts or breaks SAM, a stage that there is not, weights that are not
-            float32, an ascent that keeps tensors of its own, or a deepspeed that is not installed.
+            float32, or a deepspeed that is not installed.
     """
 
     def __init__(
@@ -76,10 +76,28 @@ class DeepSpeedEngine(NativeEngine):
             self._flat = FlatState(model, base, self._zero)
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
-        """One update of the weights; see `Engine.step`."""
-        if self._flat is not None:
-            self._flat.take_in()
-        return super().step(losses)
+        """One update of the weights; see `Engine.step`.
+
+        Raises:
+            ArgumentError: from stage 1 on, an ascent that keeps tensors of its own; in the first step.
+        """
+        if self._flat is None:
+            return super().step(losses)
+        self._flat.take_in()
+        try:
+            return super().step(losses)
+        finally:
+            # In place of the error about shapes that it brings.
+            self._check_own_state()
+
+    def _check_own_state(self) -> None:
+        for wrapper in self.optimizer.chain():
+            if wrapper.own_state:
+                raise ArgumentError(
+                    "stage",
+                    f"{wrapper.name} keeps tensors of whole parameters, and from stage 1 on a rank has flat parts of "
+                    "them; use stage 0, or the native engine",
+                ) from None
 
     def _sweep(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Gradients of the mean over the micro-batches; DeepSpeed averages them at the last one."""
