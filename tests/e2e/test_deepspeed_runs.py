@@ -70,6 +70,8 @@ def test_evaluate_and_predict_need_no_deepspeed(tmp_path: Path) -> None:
         (["train.precision=float64", "network.dtype=null"], "train.precision: float64 is not trained by engine.kind="),
         (["engine.config=none.json"], "engine.config: none.json: no such config file"),
         (["engine.config={zero_optimization: {stage: 1}}"], "engine.config: zero_optimization.stage is 1 there, and"),
+        (["engine.config={zero_optimization: {stage3: 1}}"], "engine.config: DeepSpeed does not take it: 1 validation"),
+        (["engine.config={zero_optimization: {zero_hpz_partition_size: 2}}"], "engine.config: zero_optimization.zero_"),
         (["engine.config={fp16: {enabled: true}}"], "engine.config: fp16.enabled is True there: SAM's radius"),
         (
             ["engine.config={gradient_clipping: 2.0}"],

@@ -8,13 +8,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from rank_cases import chain, full
+from rank_cases import chain, full, plan_of, this_world
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 import distsam
 from distsam.engine import Engine, NativeEngine
 from distsam.optim import Wrapper
+from distsam.sharding import make_layout
 from distsam.sharding.collectives import is_distributed, rank, world_size
 
 SHAPE, NUM_ENTRIES, NUM_STEPS = (4, 3, 5), 24, 5
@@ -67,23 +68,26 @@ def build(
     base: str,
     settings: dict[str, Any] | None = None,
     clip_norm: float | None = None,
+    is_bf16: bool = False,
 ) -> tuple[nn.Module, Wrapper, Engine]:
     """The model, its optimizer, and DeepSpeed's engine; the native one without a stage.
 
     Args:
         stage: "3 cut" is 3, with no parameter kept whole between passes.
     """
-    model = Mixed()
+    model, more = Mixed(), {"clip_norm": clip_norm, "autocast": torch.bfloat16 if is_bf16 else None}
+    if stage is None and is_distributed():
+        distsam.shard(model, make_layout(this_world(), plan_of("replicate")).mesh, "replicate")
     optimizer = chain(method, model, 0.05)
     if base == "adamw":
         _replace_base(optimizer, torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2))
     if stage is None:
-        return model, optimizer, NativeEngine(model, optimizer, clip_norm=clip_norm)
+        return model, optimizer, NativeEngine(model, optimizer, **more)
     from distsam.engine.deepspeed.engine import DeepSpeedEngine
 
     if stage == CUT:
         stage, settings = 3, {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
-    return model, optimizer, DeepSpeedEngine(model, optimizer, stage=stage, settings=settings, clip_norm=clip_norm)
+    return model, optimizer, DeepSpeedEngine(model, optimizer, stage=stage, settings=settings, **more)
 
 
 def _replace_base(optimizer: Wrapper, base: torch.optim.Optimizer) -> None:
@@ -99,13 +103,17 @@ def five_steps(
     count: int = 1,
     clip_norm: float | None = None,
     wrong: str | None = None,
+    settings: dict[str, Any] | None = None,
+    is_bf16: bool = False,
 ) -> dict[str, Any]:
     """Parameters after five steps, whether SAM's weights came back bit for bit, the numbers of the last step.
 
     Args:
         wrong: a mistake to make, by its name in `MISTAKES`.
+        settings: DeepSpeed's.
+        is_bf16: run the passes in bfloat16.
     """
-    model, optimizer, engine = build(stage, method, base, clip_norm=clip_norm)
+    model, optimizer, engine = build(stage, method, base, settings, clip_norm, is_bf16)
     coordinator = distsam.BalanceCoordinator(model, optimizer)
     with ExitStack() as stack:
         if wrong is not None:

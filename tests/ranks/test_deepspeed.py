@@ -66,6 +66,32 @@ def check_numbers(got: dict[str, Any], expected: dict[str, Any]) -> None:
             assert got[key] == value, key
 
 
+@pytest.mark.parametrize(
+    ("stage", "zero"),
+    [
+        (1, {"overlap_comm": True}),
+        (2, {"contiguous_gradients": False, "reduce_bucket_size": 16}),
+        (2, {"reduce_scatter": False}),
+        (3, {"sub_group_size": 10, "reduce_bucket_size": 16}),
+        (3, {"stage3_param_persistence_threshold": 8, "stage3_prefetch_bucket_size": 0}),
+    ],
+)
+def test_other_ways_to_cut_and_to_send_change_nothing(two_ranks: RankPool, stage: int, zero: dict[str, Any]) -> None:
+    expected = five_steps(None, "sam+das", "adamw", 2)
+    for got in two_ranks.run(five_steps, stage, "sam+das", "adamw", 2, settings={"zero_optimization": zero}):
+        assert largest(got["parameters"], expected["parameters"]) < TOLERANCE["adamw"]
+
+
+@every_stage
+def test_bfloat16_passes_are_those_of_the_native_engine(two_ranks: RankPool, stage: int | str) -> None:
+    """Cast alike on each rank: what differs is the order in which two ranks' float32 gradients are added."""
+    expected = two_ranks.run(five_steps, None, is_bf16=True)
+    single = five_steps(None)["parameters"]
+    for got, native in zip(two_ranks.run(five_steps, stage, is_bf16=True), expected, strict=True):
+        assert largest(got["parameters"], native["parameters"]) < TOLERANCE["sgd"]
+        assert largest(got["parameters"], single) > 100 * TOLERANCE["sgd"]
+
+
 @every_stage
 @pytest.mark.parametrize("base", TOLERANCE)
 def test_five_steps_on_four_ranks_too(four_ranks: RankPool, stage: int | str, base: str) -> None:
@@ -146,6 +172,9 @@ def test_from_stage_1_on_a_rank_holds_half_of_the_optimizer_state(two_ranks: Ran
         ({"zero_optimization": {"stage": 1}}, "zero_optimization.stage is 1 there, and stage is 2 here"),
         ({"fp16": {"enabled": True}}, "fp16.enabled is True there: SAM's radius"),
         ({"optimizer": {"type": "Adam"}}, "optimizer is {'type': 'Adam'} there: the optimizer is distsam's own"),
+        ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op is 'sum' there: the loss is the mean"),
+        ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights is True"),
+        ({"prescale_gradients": True}, "DeepSpeed does not take it: pre-scale gradients is not yet supported"),
         ({"zero_optimization": {"overlap_comm": False}}, "nothing"),
     ],
 )

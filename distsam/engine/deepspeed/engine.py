@@ -63,7 +63,7 @@ class DeepSpeedEngine(NativeEngine):
             raise ArgumentError("model", f"has weights in {', '.join(sorted(other))}: DeepSpeed's ZeRO takes float32")
         base = optimizer.base_optimizer
         stepped = SteppedByDeepSpeed(base)
-        self._engine = library.initialize(model, base, config)
+        self._engine = library.initialize(model, base, config, has_users=bool(settings))
         self._zero = self._engine.optimizer if stage else None
         stepped.follow(self._engine)
         optimizer.chain()[-1].base = stepped

@@ -16,6 +16,9 @@ from torch.optim import Optimizer
 from distsam.environment import place
 from distsam.errors import ArgumentError
 
+# Of a message, in characters.
+LONGEST = 250
+
 if not torch.cuda.is_available():
     # Else DeepSpeed looks for an accelerator and says at length that there is none.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -25,6 +28,7 @@ try:
         warnings.simplefilter("ignore")  # of its dependencies
         import deepspeed
         import deepspeed.ops
+        from deepspeed.runtime.config import DeepSpeedConfigError
         from deepspeed.runtime.utils import all_gather_dp_groups, register_output_backward_hooks
         from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
         from deepspeed.utils import logger
@@ -42,20 +46,36 @@ for _kind in (FutureWarning, DeprecationWarning):
     warnings.filterwarnings("ignore", category=_kind, module="torch")
 
 
-def initialize(model: nn.Module, base: Optimizer, settings: Mapping[str, Any]) -> Any:
+def initialize(model: nn.Module, base: Optimizer, settings: Mapping[str, Any], has_users: bool) -> Any:
     """DeepSpeed's engine over `model`, whose weights become those of rank 0.
 
+    Args:
+        has_users: some of the settings are the user's: what DeepSpeed says of them is said to the user.
+
     Collectives: DeepSpeed's own; every rank calls it.
+
+    Raises:
+        ArgumentError: of `config`: something in it that DeepSpeed does not take.
     """
     if not dist.is_initialized():
         # Alone: DeepSpeed needs a process group all the same.
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     # It looks for this where neither torchrun nor its own launcher has started the process.
     os.environ.setdefault("LOCAL_RANK", str(place().local_rank))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=base, model_parameters=list(model.parameters()), config=dict(settings)
-    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=base, model_parameters=list(model.parameters()), config=dict(settings)
+        )
+    except (DeepSpeedConfigError, ValueError, AssertionError, NotImplementedError) as error:
+        if not has_users:
+            raise
+        raise ArgumentError("config", f"DeepSpeed does not take it: {_shortened(error)}") from None
     return engine
+
+
+def _shortened(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def backward(engine: Any, loss: Tensor) -> None:

@@ -46,6 +46,8 @@ _NOTHING: tuple[Any, ...] = (None, False, {}, "auto")
 _BATCH = "the batch is that of the task; leave it out"
 _SCALED = "SAM's radius is that of gradients that no loss scale multiplies; use bf16, by distsam's own precision"
 _BF16 = "distsam's own precision bf16 keeps weights in float32 and runs the passes in bfloat16; leave it out"
+_QUANTIZED = "a perturbation of SAM is smaller than what quantization rounds to; leave it out"
+_PARALLEL = "every rank has its own part of the data here; leave it out"
 _OFFLOAD = "SAM moves weights on the device between two passes; leave it out"
 # Key -> what it may be, and why nothing else.
 _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
@@ -71,6 +73,18 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
         (None, True),
         "the engine sets the boundaries of SAM's two passes itself; leave it out",
     ),
+    "zero_optimization.zero_hpz_partition_size": (
+        (None, 0, 1, "auto"),
+        "passes would read a second copy of the weights, which SAM does not move; leave it out",
+    ),
+    "zero_optimization.zero_quantized_weights": (_NOTHING, _QUANTIZED),
+    "zero_optimization.zero_quantized_nontrainable_weights": (_NOTHING, _QUANTIZED),
+    "zero_optimization.zero_quantized_gradients": (_NOTHING, _QUANTIZED),
+    "gradient_allreduce_op": ((None, "mean", "auto"), "the loss is the mean over the ranks; leave it out"),
+    "data_types.grad_accum_dtype": ((None, "fp32", "auto"), "SAM measures gradients in float32; leave it out"),
+    "sequence_parallel_size": ((None, 1, "auto"), _PARALLEL),
+    "tensor_parallel.autotp_size": ((None, 0, 1, "auto"), _PARALLEL),
+    "compile.deepcompile": (_NOTHING, "the engine compiles nothing; compile the model yourself"),
     "sparse_gradients": (_NOTHING, "SAM moves every weight; leave it out"),
     "compression_training": (_NOTHING, "it changes the weights between two passes; leave it out"),
 }
