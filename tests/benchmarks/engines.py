@@ -5,11 +5,13 @@
 
 One model (a linear stack beside a tensor train), one SAM(AdamW) step over the same batch, float32. The contenders take
 turns within a round, in an order that rotates; the median over rounds, and the median of the ratio to native fsdp
-within a round. Bytes are those of this rank's tensors, at the moment when the base optimizer steps: weights as passes
-read them, the copy that DeepSpeed steps, gradients, optimizer state, and SAM's copy of the weights.
+within a round. Bytes are those of all tensors that this rank holds at the moment when the base optimizer makes its
+second step: weights as passes read them, the copy that DeepSpeed steps, gradients (of both passes), optimizer state,
+SAM's copy of the weights, and the rest.
 """
 
 import argparse
+import gc
 import statistics
 import time
 import warnings
@@ -25,8 +27,8 @@ from distsam.engine.deepspeed import library
 from distsam.engine.deepspeed.engine import DeepSpeedEngine
 from distsam.sharding import PLANS, close_world, local_tensor, make_layout, open_world, shard
 
-CONTENDERS = ("native replicate", "native fsdp", "deepspeed 0", "deepspeed 1", "deepspeed 2")
-COLUMNS = ("weights", "stepped copy", "gradients", "state", "SAM's copy")
+CONTENDERS = ("native replicate", "native fsdp", "deepspeed 0", "deepspeed 1", "deepspeed 2", "deepspeed 3")
+COLUMNS = ("weights", "stepped copy", "gradients", "state", "SAM's copy", "rest")
 
 
 class Model(nn.Module):
@@ -53,31 +55,54 @@ def build(name: str, width: int, world: Any) -> tuple[nn.Module, Any, Any]:
     return model, optimizer, DeepSpeedEngine(model, optimizer, stage=int(word))
 
 
-def size(tensors: Iterable[Any]) -> int:
-    """Bytes of the distinct storages of this rank."""
+Storages = dict[int, int]
+
+
+def storages(tensors: Iterable[Any]) -> Storages:
+    """Address -> bytes of what lies under these tensors on this rank."""
     local = [local_tensor(t) for t in tensors if isinstance(t, Tensor)]
-    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local}.values())
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in local if t.device.type == "cpu"}
 
 
-def bytes_held(name: str, model: nn.Module, optimizer: Any, engine: Any, loss: Callable[[], Tensor]) -> list[int]:
-    found: list[int] = []
+def alive() -> Storages:
+    """Of every tensor that there is, gradients included."""
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+    return storages([*tensors, *(t.grad for t in tensors if t.is_leaf)])
+
+
+def bytes_held(name: str, width: int, world: Any, loss_of: Callable[[nn.Module], Callable[[], Tensor]]) -> list[int]:
+    """The columns, of one contender alone."""
+    gc.collect()
+    before = alive()
+    model, optimizer, engine = build(name, width, world)
+    zero, found = getattr(engine, "_zero", None), []
     base = optimizer.base_optimizer
     step = base.step
 
     def look_and_step() -> None:
-        zero = getattr(engine, "_zero", None)
-        copies = [] if zero is None else library.flat_groups(zero)
-        gradients = [p.grad for p in model.parameters()]
-        for parts in {} if zero is None else zero.averaged_gradients.values():
-            gradients += list(parts)
-        found.extend([size(model.parameters()), size(copies), size(gradients)])
+        everything = {at: size for at, size in alive().items() if at not in before}
+        parts = list(library.parts_of(zero)) if zero is not None else []
+        weights = storages([*model.parameters(), *(getattr(p, "ds_tensor", None) for p in parts)])
+        copies = storages(part.flat for part in library.parts_of(zero).values()) if zero is not None else {}
+        state = storages(value for values in optimizer.state.values() for value in values.values())
+        saved = storages(optimizer._perturbation._saved)
+        # What the pieces of the second pass lie in, and what the guard has of the first.
+        gradients = storages(optimizer.guard.meter.pieces.gradients()) | storages(first)
+        found[:] = [sum(column.values()) for column in (weights, copies, gradients, state, saved)]
+        known = {**weights, **copies, **gradients, **state, **saved}
+        found.append(sum(size for at, size in everything.items() if at not in known))
         step()
 
+    def keep(sweep: Any) -> Any:
+        first[:] = sweep.grads
+        return epsilon(sweep)
+
+    first: list[Any] = []
+    epsilon, optimizer.ascent.epsilon = optimizer.ascent.epsilon, keep
     base.step = look_and_step
-    engine.step([loss])
-    del base.step
-    state = [value for values in optimizer.state.values() for value in values.values()]
-    return [*found, size(state), size(optimizer._perturbation._saved)]
+    for _ in range(2):
+        engine.step([loss_of(model)])
+    return found
 
 
 def main() -> None:
@@ -91,12 +116,13 @@ def main() -> None:
     generator = torch.Generator().manual_seed(world.rank)
     x = torch.randn(64, options.width, generator=generator)
     indices = torch.stack([torch.randint(n, (64,), generator=generator) for n in (options.width, 64, options.width)], 1)
-    runs = {name: build(name, options.width, world) for name in CONTENDERS}
 
     def loss_of(model: nn.Module) -> Callable[[], Tensor]:
         return lambda: model(x, indices).square().mean()
 
-    held = {name: bytes_held(name, *run, loss_of(run[0])) for name, run in runs.items()}
+    held = {name: bytes_held(name, options.width, world, loss_of) for name in CONTENDERS}
+    runs = {name: build(name, options.width, world) for name in CONTENDERS}
+
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(options.steps):
         for name in CONTENDERS[turn % len(CONTENDERS) :] + CONTENDERS[: turn % len(CONTENDERS)]:

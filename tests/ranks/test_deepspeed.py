@@ -175,7 +175,7 @@ def test_from_stage_1_on_a_rank_holds_half_of_the_optimizer_state(two_ranks: Ran
         ({"gradient_allreduce_op": "sum"}, "gradient_allreduce_op is 'sum' there: the loss is the mean"),
         ({"zero_optimization": {"zero_quantized_weights": True}}, "zero_optimization.zero_quantized_weights is True"),
         ({"prescale_gradients": True}, "DeepSpeed does not take it: pre-scale gradients is not yet supported"),
-        ({"zero_optimization": {"overlap_comm": False}}, "nothing"),
+        ({"zero_optimization": {"overlap_comm": False, "reduce_bucket_size": "auto"}, "fp16": "auto"}, "nothing"),
     ],
 )
 def test_settings_that_break_sam_are_refused(two_ranks: RankPool, settings: dict[str, Any], says: str) -> None:

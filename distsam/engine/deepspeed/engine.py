@@ -57,7 +57,8 @@ class DeepSpeedEngine(NativeEngine):
         schedules: Sequence[Schedule] = (),
     ) -> None:
         super().__init__(model, optimizer, autocast=autocast, clip_norm=clip_norm, schedules=schedules)
-        config = settings_for(stage, settings or {}, known or {})
+        num_elements = sum(p.numel() for p in model.parameters())
+        config = settings_for(stage, settings or {}, known or {}, num_elements)
         other = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
         if other:
             raise ArgumentError("model", f"has weights in {', '.join(sorted(other))}: DeepSpeed's ZeRO takes float32")
