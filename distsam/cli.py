@@ -9,6 +9,7 @@ import typer
 
 from distsam import __version__
 from distsam.commands.evaluate import evaluate
+from distsam.commands.export import export
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
@@ -19,7 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict):
+for command in (train, evaluate, predict, export):
     app.command()(command)
 
 

@@ -7,6 +7,7 @@ _PUBLIC = {
     "load_config": "distsam.train.config_file",
     "run_training": "distsam.train.run",
     "evaluate_run": "distsam.train.saved_run",
+    "export_run": "distsam.train.saved_run",
     "predict_run": "distsam.train.saved_run",
 }
 

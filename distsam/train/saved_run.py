@@ -3,10 +3,10 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -52,10 +52,7 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         InputError: it is no run folder, has no finished checkpoint, or its data is no longer there or no longer the
             same: then the split is another, and values that were fitted would be scored as held out.
     """
-    folder = RunFolder(Path(run_dir))
-    if not folder.is_run():
-        raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
-    checkpoint = _newest(folder)
+    folder, checkpoint = _found(run_dir)
     for override in overrides:
         if override.partition("=")[0] not in MOVABLE_KEYS:
             raise InputError(f"{override}: cannot be changed now; only {', '.join(MOVABLE_KEYS)} can")
@@ -78,8 +75,7 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         ) from None
     _check_data(config, task, state["data_sha256"], folder)
     model = build_model(config, task)
-    has_best = any(name.startswith(BEST) for name in tensor_shapes(checkpoint))
-    prefix = BEST if has_best and not state["last_is_best"] else MODEL
+    prefix = _prefix(tensor_shapes(checkpoint), state)
     load_tensors(checkpoint, {prefix + name: tensor for name, tensor in model_tensors(model).items()})
     model.eval()
     return SavedRun(config, task, model)
@@ -109,7 +105,7 @@ def predict_run(
         InputError: see `open_run`; or `output` is no .npz file in a folder that exists, an index is outside, or the
             task of the run predicts no tensor.
     """
-    target = _checked_output(Path(output))
+    target = _checked_output(Path(output), ".npz")
     run = open_run(run_dir, overrides)
     task: Any = run.task
     if not all(hasattr(task, member) for member in ("fill", "predict", "entries")):
@@ -119,24 +115,64 @@ def predict_run(
         prediction = task.fill(run.model, keep_known=False)
         tensor, known = prediction.copy(), task.entries
         tensor[tuple(known.indices.T)] = known.values
-        _write(target, tensor=tensor, prediction=prediction)
+        _write_arrays(target, tensor=tensor, prediction=prediction)
         num_known = len(known.values)
         return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
     with arguments_as_keys("--entries", path="--entries"):
         indices = read_indices(entries, task.entries.shape)
     values = task.predict(run.model, indices)
-    _write(target, indices=indices, values=values)
+    _write_arrays(target, indices=indices, values=values)
     return f"values of shape {values.shape}: predicted, whether known or not"
 
 
-def _write(target: Path, **arrays: np.ndarray) -> None:
+def export_run(run_dir: str | Path, output: str | Path) -> str:
+    """Write the run's best weights into the .pt file `output`, as a plain state dict; the run's data are not needed.
+
+    Returns:
+        What was written, for people.
+
+    Raises:
+        InputError: it is no run folder or has no checkpoint that can be used, or `output` is no .pt file in a folder
+            that exists.
+    """
+    target = _checked_output(Path(output), ".pt")
+    _, checkpoint = _found(run_dir)
+    shapes = tensor_shapes(checkpoint)
+    prefix = _prefix(shapes, read_state(checkpoint))
+    chosen = {name: spec for name, spec in shapes.items() if name.startswith(prefix)}
+    weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in chosen.items()}
+    load_tensors(checkpoint, weights)
+    state_dict = {name.removeprefix(prefix): weight for name, weight in weights.items()}
+    _write(target, lambda stream: torch.save(state_dict, stream))
+    return f"state dict of {len(weights)} tensors, {sum(weight.numel() for weight in weights.values())} numbers"
+
+
+def _write_arrays(target: Path, **arrays: np.ndarray) -> None:
     num_bad = max(int((~np.isfinite(values)).sum()) for values in arrays.values())
     if num_bad:
         print(f"distsam: {num_bad} of the predicted values are no finite numbers: the run diverged", file=sys.stderr)
+    _write(target, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+
+
+def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
     try:
-        write_atomically(target, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
+        write_atomically(target, content)
     except OSError as error:
         raise InputError(f"--output: {target} cannot be written ({error.strerror}); choose another file") from None
+
+
+def _found(run_dir: str | Path) -> tuple[RunFolder, Path]:
+    """The run folder, and its newest checkpoint that can be used."""
+    folder = RunFolder(Path(run_dir))
+    if not folder.is_run():
+        raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
+    return folder, _newest(folder)
+
+
+def _prefix(names: Iterable[str], state: Mapping[str, Any]) -> str:
+    """What the names of the best weights begin with in a checkpoint."""
+    has_best = any(name.startswith(BEST) for name in names)
+    return BEST if has_best and not state["last_is_best"] else MODEL
 
 
 def _moved(folder: RunFolder) -> list[str]:
@@ -172,9 +208,9 @@ def _check_data(config: Config, task: Task, sha256: str, folder: RunFolder) -> N
     )
 
 
-def _checked_output(output: Path) -> Path:
-    if output.suffix != ".npz":
-        raise InputError(f"--output: {output} must end in .npz")
+def _checked_output(output: Path, suffix: str) -> Path:
+    if output.suffix != suffix:
+        raise InputError(f"--output: {output} must end in {suffix}")
     if not output.parent.is_dir():
         raise InputError(f"--output: {output} cannot be written, because there is no folder {output.parent}")
     if output.is_dir() or not os.access(output.parent, os.W_OK):

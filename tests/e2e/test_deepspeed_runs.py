@@ -7,7 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from command_line import LIMIT_S, ROOT, alone, assert_same_weights, environment, invoke, on_two_ranks, run, small_config
+
+from distsam.train.saved_run import open_run
 
 pytest.importorskip("deepspeed")
 SINGLE = ["network.dtype=float32", "train.precision=float32"]
@@ -56,6 +59,10 @@ def test_evaluate_and_predict_need_no_deepspeed(tmp_path: Path) -> None:
     done = run([sys.executable, "-c", without, "predict", str(folder), "-o", str(tmp_path / "out.npz")])
     assert done.returncode == 0, done.stderr
     assert np.isfinite(np.load(tmp_path / "out.npz")["tensor"]).all()
+    done = run([sys.executable, "-c", without, "export", str(folder), "-o", str(tmp_path / "out.pt")])
+    assert done.returncode == 0, done.stderr
+    sizes = {name: tuple(w.shape) for name, w in torch.load(tmp_path / "out.pt", weights_only=True).items()}
+    assert sizes == {name: tuple(w.shape) for name, w in open_run(folder).model.state_dict().items()}
     done = run([sys.executable, "-c", without, "train", str(small_config(tmp_path)), f"run.dir={tmp_path}/no", *ENGINE])
     assert done.returncode == 2
     assert done.stderr.startswith("distsam: engine.kind: deepspeed is not installed")

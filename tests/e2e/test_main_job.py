@@ -6,9 +6,11 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import torch
 from command_line import ROOT, alone, from_file, invoke, on_two_ranks, run, small_config
 
 from distsam.runs.rows import read_rows
+from distsam.train.saved_run import open_run
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +84,19 @@ def test_predict_completes_the_tensor_and_single_entries(quickstart: Path, tmp_p
     with np.load(tmp_path / "some.npz") as file:
         assert np.array_equal(file["indices"], indices)
         assert file["values"].shape == (2,)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_export_writes_the_weights_that_evaluate_scores(quickstart: Path, tmp_path: Path) -> None:
+    done = invoke("export", quickstart, "-o", tmp_path / "weights.pt")
+    assert done.exit_code == 0, done.stderr
+    weights = torch.load(tmp_path / "weights.pt", weights_only=True)
+    run = open_run(quickstart)
+    assert done.stdout.strip().endswith(
+        f"state dict of 4 tensors, {sum(p.numel() for p in run.model.parameters())} numbers"
+    )
+    assert {name: w.shape for name, w in weights.items()} == {n: w.shape for n, w in run.model.state_dict().items()}
+    assert all(torch.equal(weights[name], value) for name, value in run.model.state_dict().items())
     assert not list(tmp_path.glob(".*"))
 
 

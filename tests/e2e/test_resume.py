@@ -209,7 +209,12 @@ SINGLE = ["network.dtype=float32"]
 @pytest.mark.soak
 @pytest.mark.parametrize(
     ("num_ranks", "num_kills", "keys"),
-    [(1, 34, []), (2, 34, []), (4, 32, []), (2, 10, ["engine.kind=deepspeed", "engine.stage=2", *SINGLE])],
+    [
+        (1, 34, []),
+        (2, 34, []),
+        (4, 32, []),
+        *((2, 10, ["engine.kind=deepspeed", f"engine.stage={stage}", *SINGLE]) for stage in (2, 3)),
+    ],
 )
 def test_a_hundred_kills_cost_no_bit(num_ranks: int, num_kills: int, keys: list[str]) -> None:
     script = ROOT / "tests" / "e2e" / "kill_and_resume.py"

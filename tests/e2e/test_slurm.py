@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,13 @@ def summary_of(folder: Path) -> dict[str, object]:
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_srun_alone_joins_its_tasks_to_one_run(cluster: SlurmCluster, tmp_path: Path) -> None:
-    train = [sys.executable, "-m", "distsam", "train", *short_run(tmp_path / "run")]
+@pytest.mark.parametrize("engine", [[], ["engine.kind=deepspeed", "engine.stage=3"]], ids=["native", "deepspeed"])
+def test_srun_alone_joins_its_tasks_to_one_run(cluster: SlurmCluster, tmp_path: Path, engine: list[str]) -> None:
+    if engine:
+        if find_spec("deepspeed") is None:
+            pytest.skip("deepspeed is not installed")
+        engine = [*engine, "network.dtype=float32", "train.precision=float32"]
+    train = [sys.executable, "-m", "distsam", "train", *short_run(tmp_path / "run"), *engine]
     done = cluster.run(["srun", "-N2", "-n2", *train], REPOSITORY, JOB_S, environment())
     assert done.returncode == 0, done.stderr
     summary = summary_of(tmp_path / "run")
