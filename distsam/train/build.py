@@ -117,6 +117,7 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
     """
     # Placing it runs collectives, in which the others would wait for a rank that has no model.
     model = agreed(lambda: build_model(config, task))
+    agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with arguments_as_keys("sharding"):
         plan = build_plan(config).place(shapes, layout.axes)

@@ -210,7 +210,7 @@ def unused_keys(config: Config) -> Iterator[str]:
     if parts.ENGINES.chosen(config.engine).plan is not None and config.sharding.plan != _default_plan():
         yield (
             f"sharding.plan: {config.sharding.plan} is not used by engine.kind={config.engine.kind}, which puts "
-            "weights in their places itself"
+            "weights in their places itself; it can stay as it is"
         )
 
 

@@ -52,6 +52,8 @@ def _explain(key: str, fault: Any, same_key: list[Any], raw: Mapping[str, Any], 
         return f"{key}: is missing; {_needed_by(key, raw, forms)}{_description(key, forms)}"
     if _lacks_space(fault):
         return f"{key}: needs a space after each colon, as in {{a: 2}}"
+    if fault["type"] == "value_error":
+        return f"{key}: {fault['ctx']['error']}"
     wanted = " or ".join(dict.fromkeys(_wanted(one) for one in same_key))
     return f"{key}: {_shown(fault['input'])} is not valid; must be {wanted}"
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from distsam.tasks.task import describe, num_values, warnings
+from distsam.train import parts
 from distsam.train.build import RunParts
 from distsam.train.config import Config, unused_keys
 
@@ -15,6 +16,8 @@ def describe_run(run: RunParts, config: Config, step: int) -> str:
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]
+    if says_engine := parts.ENGINES.chosen(config.engine).describe(config):
+        says.append(says_engine)
     if step:
         says.append(f"resumed after step {step}")
     return "; ".join(says)

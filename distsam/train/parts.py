@@ -67,6 +67,8 @@ ENGINES.add(
         engines.build_deepspeed,
         plan=engines.plan_of_deepspeed,
         check=engines.check_deepspeed,
+        prepare=engines.prepare_deepspeed,
+        describe=engines.describe_deepspeed,
     )
 )
 

@@ -138,13 +138,16 @@ def export_run(run_dir: str | Path, output: str | Path) -> str:
     target = _checked_output(Path(output), ".pt")
     _, checkpoint = _found(run_dir)
     shapes = tensor_shapes(checkpoint)
-    prefix = _prefix(shapes, read_state(checkpoint))
+    state = read_state(checkpoint)
+    prefix = _prefix(shapes, state)
     chosen = {name: spec for name, spec in shapes.items() if name.startswith(prefix)}
     weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in chosen.items()}
     load_tensors(checkpoint, weights)
     state_dict = {name.removeprefix(prefix): weight for name, weight in weights.items()}
     _write(target, lambda stream: torch.save(state_dict, stream))
-    return f"state dict of {len(weights)} tensors, {sum(weight.numel() for weight in weights.values())} numbers"
+    step = state["best_step"] if prefix == BEST else state["step"]
+    num_numbers = sum(weight.numel() for weight in weights.values())
+    return f"state dict of {len(weights)} tensors, {num_numbers} numbers; the best weights, those of step {step}"
 
 
 def _write_arrays(target: Path, **arrays: np.ndarray) -> None:

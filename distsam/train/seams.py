@@ -280,10 +280,14 @@ class EnginePart(Part):
     Args:
         plan: gives the plan in place of sharding.plan, where the engine itself puts weights in their places; else None.
         check: raises InputError where keys of several sections do not fit together.
+        prepare: raises InputError where this process cannot build it; without collectives.
+        describe: what of it a run says at its start; "" for nothing.
     """
 
     plan: Callable[[Any], Any] | None = None
     check: Callable[[Any], None] = lambda config: None
+    prepare: Callable[[Any], None] = lambda config: None
+    describe: Callable[[Any], str] = lambda config: ""
 
 
 @dataclass(frozen=True)

@@ -188,6 +188,130 @@ def a_pass_that_raises(stage: int | str) -> dict[str, Any]:
     return {"raised": raised, "is_untouched": is_untouched, "parameters": whole(engine)}
 
 
+class Raising(torch.autograd.Function):
+    """The identity, whose backward raises."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise KeyError("no such layer")
+
+
+def a_pass_that_raises_half_way(stage: int | str, where: str, sweep: int) -> dict[str, Any]:
+    """An error on every rank after some layers of a forward or backward, in one of two passes, then good steps."""
+    model, _, engine = build(stage, "sam", "adamw")
+    calls = 0
+
+    def raising(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls != 1 + sweep:
+            return output
+        if where == "forward":
+            raise KeyError("no such layer")
+        return Raising.apply(output)  # type: ignore[no-any-return, no-untyped-call]
+
+    handle = model.inner.register_forward_hook(raising)
+    before, raised = whole(engine), ""
+    try:
+        engine.step(losses_of(model, batches()[0], 1))
+    except KeyError as error:
+        raised = str(error)
+    handle.remove()
+    is_untouched = same(before, whole(engine))
+    for batch in batches():
+        engine.step(losses_of(model, batch, 1))
+    return {"raised": raised, "is_untouched": is_untouched, "parameters": whole(engine)}
+
+
+class Grouped(Mixed):
+    """Two linear layers that a loss may choose between, a buffer, and parameters that no loss reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.left, self.right = nn.Linear(1, 1), nn.Linear(1, 1)
+        self.norm = nn.BatchNorm1d(1, momentum=None, affine=True)
+        self.is_left = True
+
+    def forward(self, indices: Tensor) -> Tensor:
+        value = super().forward(indices)
+        layer = self.left if self.is_left else self.right
+        return layer(value.unsqueeze(1))[:, 0]
+
+
+def build_grouped(stage: int | str | None) -> tuple[Grouped, Wrapper, Engine]:
+    """SAM on a group that is frozen throughout and two with rates of their own."""
+    model = Grouped()
+    for param in model.outer.parameters():
+        param.requires_grad_(False)
+    ours, rest = list(model.first.parameters()), [*model.second.parameters(), *model.inner.parameters()]
+    more = [*model.left.parameters(), *model.right.parameters(), model.frozen]
+    groups = [
+        {"params": list(model.outer.parameters())},
+        {"params": ours, "lr": 0.02},
+        {"params": [*rest, *more, *model.norm.parameters()], "lr": 0.05},
+    ]
+    optimizer = distsam.SAM(torch.optim.SGD(groups, lr=0.1, momentum=0.9), rho=0.05)
+    if stage is None:
+        return model, optimizer, NativeEngine(model, optimizer)
+    from distsam.engine.deepspeed.engine import DeepSpeedEngine
+
+    settings = {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if stage == CUT else None
+    return model, optimizer, DeepSpeedEngine(model, optimizer, stage=3 if stage == CUT else stage, settings=settings)
+
+
+def five_grouped_steps(stage: int | str | None) -> list[np.ndarray]:
+    """Parameters and buffers after five steps with changed rates."""
+    model, optimizer, engine = build_grouped(stage)
+    for number, batch in enumerate(batches()):
+        optimizer.param_groups[1]["lr"] = 0.02 / (1 + number)
+        engine.step(losses_of(model, batch, 1))
+    return whole(engine)
+
+
+def through_other_layers(stage: int) -> tuple[str, bool]:
+    """What is said where ranks' losses run through other layers of the same size, and whether the weights stayed."""
+    model, _, engine = build_grouped(stage)
+    before = whole(engine)
+    model.is_left = rank() == 0
+    try:
+        engine.step(losses_of(model, batches()[0], 1))
+    except distsam.InputError as error:
+        return str(error), same(before, whole(engine))
+    return "nothing", False
+
+
+def refused_weight(kind: str) -> str:
+    """What is said of a model with such a weight."""
+    from distsam.engine.deepspeed.engine import DeepSpeedEngine
+
+    model = Mixed()
+    model.odd = nn.Parameter(
+        {"scalar": torch.tensor(1.0), "empty": torch.ones(0), "double": torch.ones(2).double()}[kind]
+    )
+    optimizer = distsam.SAM(torch.optim.SGD(model.parameters(), lr=0.1))
+    try:
+        DeepSpeedEngine(model, optimizer, stage=2)
+    except distsam.InputError as error:
+        return str(error)
+    return "nothing"
+
+
+def penalty_on_weights(stage: int) -> str:
+    """What is said of a loss that reads weights outside the model's forward."""
+    model, _, engine = build(stage, "sam", "sgd")
+    loss = losses_of(model, batches()[0], 1)[0]
+    try:
+        engine.step([lambda: loss() + sum(p.square().sum() for p in model.parameters())])
+    except distsam.InputError as error:
+        return str(error)
+    return "nothing"
+
+
 def goes_on_bit_for_bit(stage: int | str, method: str) -> bool:
     """Are five steps those of two, a state through JSON and full tensors, and three more by a new engine?"""
     model, _, engine = build(stage, method, "adamw")

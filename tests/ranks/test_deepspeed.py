@@ -7,12 +7,17 @@ import pytest
 from deepspeed_cases import (
     CUT,
     a_pass_that_raises,
+    a_pass_that_raises_half_way,
     bytes_held,
+    five_grouped_steps,
     five_steps,
     goes_on_bit_for_bit,
+    penalty_on_weights,
     refused,
+    refused_weight,
     skip_together,
     stops_after,
+    through_other_layers,
     weights_come_back,
     without_the_second_batch,
 )
@@ -119,6 +124,47 @@ def test_a_pass_that_raises_leaves_weights_and_the_next_steps_right(two_ranks: R
     for got in two_ranks.run(a_pass_that_raises, stage):
         assert (got["raised"], got["is_untouched"]) == (True, True)
         assert largest(got["parameters"], expected) < TOLERANCE["sgd"]
+
+
+@every_stage
+@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("sweep", [0, 1])
+def test_an_error_half_way_leaves_weights_and_the_next_steps_right(
+    two_ranks: RankPool, stage: int | str, where: str, sweep: int
+) -> None:
+    expected = five_steps(None, base="adamw")["parameters"]
+    for got in two_ranks.run(a_pass_that_raises_half_way, stage, where, sweep):
+        assert (got["raised"], got["is_untouched"]) == ("'no such layer'", True)
+        assert largest(got["parameters"], expected) < TOLERANCE["adamw"]
+
+
+@every_stage
+def test_groups_of_their_own_rates_buffers_and_frozen_and_unused_weights(two_ranks: RankPool, stage: int | str) -> None:
+    expected = five_grouped_steps(None)
+    for got in two_ranks.run(five_grouped_steps, stage):
+        assert largest(got, expected) < TOLERANCE["sgd"]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_losses_through_other_layers_end_all_ranks_and_move_nothing(two_ranks: RankPool, stage: int) -> None:
+    for said, is_untouched in two_ranks.run(through_other_layers, stage):
+        assert said.startswith("engine: the ranks' losses came to different parameters")
+        assert is_untouched
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("scalar", "odd is a number without a dim"), ("empty", "odd is empty"), ("double", "odd is torch.float64")],
+)
+def test_weights_that_deepspeed_cannot_send_are_named(two_ranks: RankPool, kind: str, says: str) -> None:
+    for said in two_ranks.run(refused_weight, kind):
+        assert said.startswith(f"model: {says}")
+
+
+def test_a_loss_that_reads_weights_elsewhere_is_told_at_stage_3(two_ranks: RankPool) -> None:
+    assert two_ranks.run(penalty_on_weights, 2) == ["nothing", "nothing"]
+    for said in two_ranks.run(penalty_on_weights, 3):
+        assert said.startswith("engine: the loss read weights outside the model's forward")
 
 
 @every_stage

@@ -1,1 +1,1 @@
-"""Forward, backward and step by DeepSpeed: ZeRO stages 0 to 2, with SAM on the partitions."""
+"""Forward, backward and step by DeepSpeed: ZeRO stages 0 to 3, with SAM on the partitions."""

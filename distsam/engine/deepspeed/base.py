@@ -11,8 +11,8 @@ from distsam.engine.deepspeed import library
 class SteppedByDeepSpeed(Optimizer):
     """Stands for a torch optimizer whose groups DeepSpeed has filled with flat parts of its own.
 
-    Build it before DeepSpeed's engine: it keeps the groups as they are then. What is changed in them (a learning rate)
-    reaches the optimizer with the next step.
+    Build it before DeepSpeed's engine: it keeps the groups as they are then, and leaves the base those that move. What
+    is changed in them (a learning rate) reaches the optimizer with the next step.
 
     Args:
         base: the torch optimizer.
@@ -21,6 +21,9 @@ class SteppedByDeepSpeed(Optimizer):
     def __init__(self, base: Optimizer) -> None:
         self.base = base
         self._groups = [{**group, "params": list(group["params"])} for group in base.param_groups]
+        # A group that is frozen throughout would be an empty flat part, which DeepSpeed does not take.
+        base.param_groups[:] = [group for group in base.param_groups if _moves(group)]
+        self._moved = [group for group in self._groups if _moves(group)]
         self._engine: Any = None
         # Not Optimizer.__init__, which makes groups of its own; but its hooks, which a step runs.
         self.__setstate__({"defaults": base.defaults})
@@ -59,6 +62,10 @@ class SteppedByDeepSpeed(Optimizer):
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One step of DeepSpeed's engine. Collectives: its own; every rank calls it."""
-        for group, own in zip(self.base.param_groups, self._groups, strict=True):
+        for group, own in zip(self.base.param_groups, self._moved, strict=True):
             group.update({key: value for key, value in own.items() if key != "params"})
         library.step(self._engine)
+
+
+def _moves(group: dict[str, Any]) -> bool:
+    return any(param.requires_grad for param in group["params"])

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
+from distsam.engine.deepspeed.arrivals import Arrivals
 from distsam.engine.deepspeed.pieces import FlatPieces
 
 
@@ -15,8 +16,14 @@ class CutPieces(FlatPieces):
     DeepSpeed pads the last parts; what is padding is in no piece. Arguments as for FlatPieces.
     """
 
-    def __init__(self, zero: Any, params: Sequence[nn.Parameter], is_moved: Sequence[bool] | None = None) -> None:
-        super().__init__(zero, params, is_moved)
+    def __init__(
+        self,
+        zero: Any,
+        arrivals: Arrivals,
+        params: Sequence[nn.Parameter],
+        is_moved: Sequence[bool] | None = None,
+    ) -> None:
+        super().__init__(zero, arrivals, params, is_moved)
         self.owned = [True] * len(params)
 
     def weights(self) -> list[Tensor]:

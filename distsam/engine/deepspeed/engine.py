@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
+from distsam.engine.deepspeed.arrivals import Arrivals
 from distsam.engine.deepspeed.base import SteppedByDeepSpeed
 from distsam.engine.deepspeed.cut_pieces import CutPieces
 from distsam.engine.deepspeed.entry_points import gather_in_entry_points
@@ -18,7 +19,7 @@ from distsam.engine.deepspeed.state import FlatState
 from distsam.engine.deepspeed.weights import CutWeights
 from distsam.engine.native import NativeEngine
 from distsam.engine.schedule import Schedule
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, SharedInputError
 from distsam.optim import Wrapper
 
 
@@ -27,14 +28,19 @@ class DeepSpeedEngine(NativeEngine):
 
     DeepSpeed averages the gradients, steps the base optimizer on this rank's part, and sends the weights round. SAM,
     DAS and BAR work on that part; norms are summed over the ranks, as everywhere. A parameter that no loss reaches has
-    a gradient of zeros from stage 1 on (natively none): weight decay moves it.
+    a gradient of zeros (natively none): weight decay moves it.
+
+    From stage 1 on every rank's loss must run through the same modules in the same order. Where a pass did not, all
+    ranks end with an InputError; where the ranks' gradients are not even of the same size, DeepSpeed's own collectives
+    fail or wait first. At stage 3 weights are whole inside the model's forward, and inside `at` and `dense` of its
+    networks (which run the network's forward hooks): read elsewhere they are empty.
 
     Args:
         model: whole, in float32, on this rank's device; its weights become those of rank 0. Not placed by `shard`.
         optimizer: over the model's parameters; its innermost torch optimizer is handed to DeepSpeed.
         stage: of ZeRO.
         settings: DeepSpeed's config, see `settings_for`.
-        known: DeepSpeed's keys that are given elsewhere, see `settings_for`.
+        known, instead: DeepSpeed's keys that are given elsewhere, see `settings_for`.
         autocast, clip_norm, schedules: as for NativeEngine.
 
     Collectives: DeepSpeed's own, and those of the optimizer; every rank builds one.
@@ -52,16 +58,17 @@ class DeepSpeedEngine(NativeEngine):
         stage: int,
         settings: Mapping[str, Any] | None = None,
         known: Mapping[str, tuple[str, Any]] | None = None,
+        instead: Mapping[str, str] | None = None,
         autocast: torch.dtype | None = None,
         clip_norm: float | None = None,
         schedules: Sequence[Schedule] = (),
     ) -> None:
         super().__init__(model, optimizer, autocast=autocast, clip_norm=clip_norm, schedules=schedules)
+        config = settings_for(stage, settings or {}, known, instead)
+        # At stage 3 a buffer of that size is held, by default of 5e8 elements however small the model is.
         num_elements = sum(p.numel() for p in model.parameters())
-        config = settings_for(stage, settings or {}, known or {}, num_elements)
-        other = {str(p.dtype) for p in model.parameters() if p.dtype != torch.float32}
-        if other:
-            raise ArgumentError("model", f"has weights in {', '.join(sorted(other))}: DeepSpeed's ZeRO takes float32")
+        config["zero_optimization"].setdefault("reduce_bucket_size", min(num_elements, 500_000_000))
+        _check_weights(model)
         base = optimizer.base_optimizer
         stepped = SteppedByDeepSpeed(base)
         self._engine = library.initialize(model, base, config, has_users=bool(settings))
@@ -73,7 +80,9 @@ class DeepSpeedEngine(NativeEngine):
             gather_in_entry_points(model)
         self._flat: FlatState | None = None
         if stage:
-            optimizer.use_pieces(partial(CutPieces if stage == 3 else FlatPieces, self._zero))
+            self._arrivals = Arrivals([p for p in model.parameters() if p.requires_grad])
+            kind = CutPieces if stage == 3 else FlatPieces
+            optimizer.use_pieces(partial(kind, self._zero, self._arrivals))
             self._flat = FlatState(model, base, self._zero)
 
     def step(self, losses: Sequence[Callable[[], Tensor]]) -> Tensor:
@@ -81,15 +90,21 @@ class DeepSpeedEngine(NativeEngine):
 
         Raises:
             ArgumentError: from stage 1 on, an ascent that keeps tensors of its own; in the first step.
+            InputError: from stage 1 on, losses that came to other parameters than on other ranks; on all of them.
         """
         if self._flat is None:
             return super().step(losses)
         self._flat.take_in()
+        self._arrivals.begin_step()
+        num_skipped = self.optimizer.num_skipped
         try:
-            return super().step(losses)
+            loss = super().step(losses)
         finally:
             # In place of the error about shapes that it brings.
             self._check_own_state()
+        if self.optimizer.num_skipped > num_skipped and self._arrivals.differ():
+            raise SharedInputError(_OTHER_PARAMETERS)
+        return loss
 
     def _check_own_state(self) -> None:
         for wrapper in self.optimizer.chain():
@@ -104,6 +119,7 @@ class DeepSpeedEngine(NativeEngine):
         """Gradients of the mean over the micro-batches; DeepSpeed averages them at the last one."""
         if self._zero is not None:
             library.forget_gradients(self._zero)
+            self._arrivals.begin_pass()
         for group in self.optimizer.param_groups:
             for param in group["params"]:
                 param.grad = None
@@ -119,7 +135,12 @@ class DeepSpeedEngine(NativeEngine):
         with nullcontext() if self._autocast is None else torch.autocast(self._device_type, self._autocast):
             loss = compute_loss()
         part = loss if count == 1 else loss / count
-        library.backward(self._engine, part)
+        try:
+            library.backward(self._engine, part)
+        except RuntimeError as error:
+            if self._cut is None or "invalid gradient" not in str(error):
+                raise
+            raise SharedInputError(_READ_ELSEWHERE) from None
         return part.detach()
 
     def state(self) -> dict[str, Any]:
@@ -159,3 +180,26 @@ class DeepSpeedEngine(NativeEngine):
             return super().allocate_state(shapes)
         self._flat.allocate(shapes)
         return self._flat.incoming()
+
+
+_OTHER_PARAMETERS = (
+    "engine: the ranks' losses came to different parameters, or to the same in another order, and from stage 1 on "
+    "DeepSpeed would add up gradients of different weights; run every loss through the same modules, or use stage 0 or "
+    "the native engine"
+)
+_READ_ELSEWHERE = (
+    "engine: the loss read weights outside the model's forward, where at stage 3 they are empty; read them inside it "
+    "(a penalty on weights too), or use a lower stage"
+)
+
+
+def _check_weights(model: nn.Module) -> None:
+    """ArgumentError of a weight that DeepSpeed cannot take; one that is laid out otherwise is laid out as usual."""
+    for name, param in model.named_parameters():
+        if param.dtype != torch.float32:
+            raise ArgumentError("model", f"{name} is {param.dtype}: DeepSpeed's ZeRO takes float32")
+        if not param.dim() or not param.numel():
+            what = "a number without a dim; give it the shape (1,)" if not param.dim() else "empty; leave it out"
+            raise ArgumentError("model", f"{name} is {what}: DeepSpeed cannot send it")
+        if not param.is_contiguous():
+            param.data = param.data.contiguous()

@@ -28,14 +28,15 @@ try:
         warnings.simplefilter("ignore")  # of its dependencies
         import deepspeed
         import deepspeed.ops
-        from deepspeed.runtime.config import DeepSpeedConfigError
         from deepspeed.runtime.utils import all_gather_dp_groups, register_output_backward_hooks
         from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
-        from deepspeed.utils import logger
+        from deepspeed.utils import groups, logger
 except ImportError as error:
     raise ArgumentError(
         "kind", f"deepspeed is not installed or cannot be imported ({error}); pip install 'distsam[deepspeed]'"
     ) from None
+
+_world: Any = None
 
 # It would otherwise build an extension at start-up, which takes a compiler and most of a minute.
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -60,21 +61,33 @@ def initialize(model: nn.Module, base: Optimizer, settings: Mapping[str, Any], h
     if not dist.is_initialized():
         # Alone: DeepSpeed needs a process group all the same.
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    _leave_old_groups()
     # It looks for this where neither torchrun nor its own launcher has started the process.
     os.environ.setdefault("LOCAL_RANK", str(place().local_rank))
     try:
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=base, model_parameters=list(model.parameters()), config=dict(settings)
         )
-    except (DeepSpeedConfigError, ValueError, AssertionError, NotImplementedError) as error:
+    except Exception as error:  # as many kinds as its config has sections; without a config of the user's it is ours
         if not has_users:
             raise
         raise ArgumentError("config", f"DeepSpeed does not take it: {_shortened(error)}") from None
     return engine
 
 
+def _leave_old_groups() -> None:
+    """Forget the groups of an earlier run of this process, which has left its process group."""
+    global _world
+    if _world is not None and _world is not dist.group.WORLD:
+        deepspeed.comm.comm.cdb = None
+        groups._release_process_group_references(group=None)
+    _world = dist.group.WORLD
+
+
 def _shortened(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
+    found = error.errors() if hasattr(error, "errors") else []  # of pydantic
+    text = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found) or str(error)
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
@@ -227,12 +240,16 @@ def forget_backward(zero: Any) -> None:
 def forget_pass(zero: Any) -> None:
     """What a pass that raised has left behind: counts, half-done sums, and at stage 3 what it has gathered."""
     forget_backward(zero)
+    for bucket in zero.ipg_buckets.values():
+        bucket.clear_params() if is_cut(zero) else bucket.clear()
     if is_cut(zero):
-        for bucket in zero.ipg_buckets.values():
-            bucket.clear_params()
         for key in zero.params_already_reduced:
             zero.params_already_reduced[key] = False
         zero._partition_all_parameters()
+        # Its own way to forget them records a stream, which CPU does not have.
+        for params in zero.fp16_groups:
+            for param in params:
+                param.grad = None
     forget_gradients(zero)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
+from distsam.engine.deepspeed.arrivals import Arrivals
 from distsam.sharding import loss_weight_of
 from distsam.sharding.collectives import rank
 
@@ -20,20 +21,27 @@ class FlatPieces:
 
     Args:
         zero: DeepSpeed's optimizer.
+        arrivals: of gradients.
         params: P parameters, the same list on every rank.
         is_moved: which of them the optimizer moves; all when None.
     """
 
-    def __init__(self, zero: Any, params: Sequence[nn.Parameter], is_moved: Sequence[bool] | None = None) -> None:
+    def __init__(
+        self,
+        zero: Any,
+        arrivals: Arrivals,
+        params: Sequence[nn.Parameter],
+        is_moved: Sequence[bool] | None = None,
+    ) -> None:
         self.params = tuple(params)
-        self.owned = [p.requires_grad or rank() == 0 for p in params]
         self.loss_weight = loss_weight_of(params)
         self.device = params[0].device
         self.is_alike = False
-        self._zero = zero
+        self._zero, self._arrivals = zero, arrivals
         self._is_moved = [True] * len(params) if is_moved is None else list(is_moved)
         parts = library.parts_of(zero)
         self._parts = [parts.get(p) for p in params]
+        self.owned = [part is not None or rank() == 0 for part in self._parts]
 
     def weights(self) -> list[Tensor]:
         """P flat pieces of the weights that passes read."""
@@ -49,11 +57,19 @@ class FlatPieces:
         return [weight if part is None else part.of(part.flat) for weight, part in pairs]
 
     def gradients(self) -> list[Tensor | None]:
-        """P flat pieces of the averaged gradients; None for a parameter that is frozen or not moved."""
-        return [
+        """P flat pieces of the averaged gradients; None for a parameter that is frozen or not moved.
+
+        Where the ranks' losses came to different parameters, a gradient is NaN. Collectives: see `Arrivals.factor`.
+        """
+        found = [
             None if part is None or not moves else self._gradient(param, part)
             for param, part, moves in zip(self.params, self._parts, self._is_moved, strict=True)
         ]
+        factor = self._arrivals.factor(self.device)
+        own = next((gradient for gradient in found if gradient is not None and len(gradient)), None)
+        if factor is not None and own is not None:
+            own.mul_(factor.to(own.dtype))
+        return found
 
     def gradients_and_sums(self, loss: Tensor, wants_stop: bool) -> None:
         """None: the averages are there after the last backward of a pass."""
