@@ -19,9 +19,6 @@ def train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="section.key=value, such as optim.rho=0.1; the last one wins.")
     ] = None,
-    *,
-    # DeepSpeed's launcher gives it to whatever it starts; the environment says the same.
-    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train; alone, under torchrun or under srun."""
     with mistakes_as_messages():

@@ -113,6 +113,11 @@ def test_what_cannot_be_is_one_line(tmp_path: Path, overrides: list[str], says: 
     assert not (tmp_path / "run").exists()
 
 
+def test_what_the_launcher_adds_to_the_command_line_is_taken() -> None:
+    done = invoke("--local_rank=1", "train", "none.yaml")
+    assert (done.exit_code, done.stderr.splitlines()) == (2, ["distsam: none.yaml: no such config file"])
+
+
 def test_one_process_may_hold_several_runs(tmp_path: Path) -> None:
     """DeepSpeed keeps process groups, which the end of a run closes."""
     engines = [["engine.kind=native"], *(["engine.kind=deepspeed", f"engine.stage={stage}"] for stage in (3, 1))]
