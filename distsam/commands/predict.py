@@ -15,12 +15,15 @@ def predict(
         list[str] | None, typer.Argument(help="data.path=FILE, where the data of the run lie elsewhere by now.")
     ] = None,
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help=".npz file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="File to write: .npz, or a table (.csv, .parquet, .feather).")
+    ],
     entries: Annotated[
-        Path | None, typer.Option(help=".npy or .npz with (N, order) indices; the whole tensor without it.")
+        Path | None,
+        typer.Option(help=".npy or .npz with (N, order) indices, or a table with a column of labels for each mode."),
     ] = None,
 ) -> None:
-    """Complete the tensor (known entries are kept), or predict given entries, in one process."""
+    """Complete the tensor (known entries are kept), or predict given entries (--entries), in one process."""
     with mistakes_as_messages():
         from distsam.train import predict_run
 

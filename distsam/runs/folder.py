@@ -1,9 +1,11 @@
 """The folder of one run: what lies where, and whether a run may begin in it."""
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from distsam.errors import ArgumentError
 from distsam.runs.atomic import remove_parts, write_atomically
@@ -43,6 +45,11 @@ class RunFolder:
         return self.path / "wandb-id"
 
     @property
+    def labels(self) -> Path:
+        """What the positions along the modes are called, for data that came with names."""
+        return self.path / "labels.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
@@ -73,7 +80,7 @@ class RunFolder:
             raise ArgumentError("path", f"{self.path} cannot be a folder, because {parent} is a file")
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise ArgumentError("path", f"{self.path} holds a file {self.checkpoints.name}; choose another folder")
-        for file in (self.config, self.metrics, self.summary, self.curves, self.lock):
+        for file in (self.config, self.metrics, self.summary, self.curves, self.labels, self.lock):
             if file.is_dir():
                 raise ArgumentError("path", f"{self.path} holds a folder {file.name}; remove it, or choose another")
         if not os.access(parent, os.W_OK):
@@ -116,6 +123,10 @@ class RunFolder:
                 "path", f"{self.path} cannot be written ({error.strerror}); choose a folder that you may write"
             ) from None
         return lock
+
+    def write_labels(self, labels: dict[str, Any]) -> None:
+        """Write labels.json."""
+        write_atomically(self.labels, json.dumps(labels, indent=1, ensure_ascii=False) + "\n")
 
     def write_config(self, config: str) -> None:
         """Replace config.yaml: a run that goes on may do so with other steps, cadences and rates."""

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -231,6 +231,7 @@ class CompletionTask:
 
     def warnings(self) -> Iterator[str]:
         """Values that leave nothing to learn, or nothing to choose weights by."""
+        yield from self.entries.notes
         train, validation = (self.entries.values[part] for part in (self.split.train, self.split.validation))
         if train.min() == train.max():
             yield f"all {len(train)} training values are {train[0]:g}: there is nothing to learn, and R2 means nothing"
@@ -251,6 +252,13 @@ class CompletionTask:
         for part in PARTS:
             digest.update(part.encode() + getattr(self.split, part).tobytes())
         return digest.hexdigest()
+
+    def labels(self) -> dict[str, Any] | None:
+        """Names of the values and modes, and the labels of each mode by position; None for data without."""
+        if not self.entries.modes:
+            return None
+        modes = [{"name": mode.name, "labels": [str(label) for label in mode.labels]} for mode in self.entries.modes]
+        return {"value": self.entries.value_name, "modes": modes}
 
     def num_values(self) -> int:
         """Number of training entries."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from distsam.environment import available_bytes, free_here, in_units
 from distsam.errors import ArgumentError
+from distsam.tasks.labels import Mode
 
 # Squares of larger values overflow float64 sums, so no variance and no R2 could be computed from them.
 _LARGEST_VALUE = 1e150
@@ -25,21 +26,29 @@ class Entries:
         values: (N,) float64, finite.
         shape: sizes of the modes of the full tensor.
         name: what to call the tensor in reports.
+        modes: what the positions of each mode are called; () where they came without names.
+        value_name: what the values are called.
+        notes: one line for people on each thing in the data that they may not have meant.
     """
 
     indices: np.ndarray
     values: np.ndarray
     shape: tuple[int, ...]
     name: str
+    modes: tuple[Mode, ...] = ()
+    value_name: str = "value"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.values)
 
     def sha256(self) -> str:
-        """Hexadecimal digest of shape, indices and values: the same for the same data in the same order."""
+        """Hexadecimal digest of shape, indices, values and labels: the same for the same data in the same order."""
         digest = hashlib.sha256(repr(self.shape).encode())
         digest.update(self.indices.tobytes())
         digest.update(self.values.tobytes())
+        if self.modes:
+            digest.update(repr([(mode.name, mode.labels) for mode in self.modes]).encode())
         return digest.hexdigest()
 
 

@@ -78,8 +78,8 @@ class Task(Protocol):
     """What is learnt, from which data.
 
     A sharded model may run collectives in its forward, so `loss` and `evaluate` call it equally often on every rank.
-    Beside these members a task may have any of `describe() -> str`, `warnings() -> Iterable[str]`,
-    `identity() -> str` and `num_values() -> int`: see the functions of those names.
+    Beside these members a task may have any of `describe() -> str`, `warnings() -> Iterable[str]`, `identity() -> str`,
+    `num_values() -> int` and `labels() -> dict`: see the functions of those names.
     """
 
     goal: Goal
@@ -137,3 +137,9 @@ def num_values(task: Task) -> int | None:
     """How many values the loss is fitted to, over all steps; None if the task does not say."""
     own = getattr(task, "num_values", None)
     return int(own()) if own is not None else None
+
+
+def labels(task: Task) -> dict[str, Any] | None:
+    """What the positions of the data are called, for JSON; None if they have no names or the task does not say."""
+    own = getattr(task, "labels", None)
+    return None if own is None else own()

@@ -7,8 +7,8 @@ _PUBLIC = {
     "load_config": "distsam.train.config_file",
     "run_training": "distsam.train.run",
     "evaluate_run": "distsam.train.saved_run",
-    "export_run": "distsam.train.saved_run",
-    "predict_run": "distsam.train.saved_run",
+    "export_run": "distsam.train.predictions",
+    "predict_run": "distsam.train.predictions",
 }
 
 __all__ = sorted(_PUBLIC)

@@ -53,6 +53,14 @@ class FileKeys(Section):
             return path
 
 
+class TableKeys(FileKeys):
+    """source: table."""
+
+    path: str = Field(description="The CSV, Parquet or Feather file.")
+    value: str | None = Field(default=None, description="Column of values; null: the only one of real numbers.")
+    modes: list[str] | None = Field(default=None, description="Columns of labels, one a mode; null: all others.")
+
+
 class LowrankKeys(Section):
     """source: lowrank."""
 
@@ -207,6 +215,13 @@ def build_file(data: Any) -> Any:
     from distsam.tasks.files import read_entries
 
     return read_entries(data.path)
+
+
+def build_table(data: Any) -> Any:
+    """The entries of the table data.path."""
+    from distsam.tasks.tables import read_table
+
+    return read_table(data.path, data.value, data.modes)
 
 
 def build_lowrank(data: Any) -> Any:

@@ -38,6 +38,7 @@ METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), alone="base", wrongs=(
 for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
     SOURCES.add(Part(source, completion.InstalledKeys, completion.build_installed))
 SOURCES.add(Part("file", completion.FileKeys, completion.build_file))
+SOURCES.add(Part("table", completion.TableKeys, completion.build_table))
 SOURCES.add(Part("lowrank", completion.LowrankKeys, completion.build_lowrank))
 
 FORMATS.add(Part("cp", completion.CPKeys, completion.build_cp))

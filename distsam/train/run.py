@@ -19,6 +19,7 @@ from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import Layout, are_finite, close_world, open_world
 from distsam.tasks.task import Task
 from distsam.tasks.task import identity as identity_of
+from distsam.tasks.task import labels as labels_of
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.build import RunParts, build_layout, build_parts, build_task
@@ -193,6 +194,8 @@ class _Run:
         if self.is_first:
             try:
                 self.folder.write_config(to_yaml(self.config))
+                if (labels := labels_of(self.parts.task)) is not None:
+                    self.folder.write_labels(labels)
             except OSError as error:
                 raise InputError(f"run.dir: {self.folder.path} cannot be written ({error.strerror})") from None
 

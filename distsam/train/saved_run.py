@@ -1,31 +1,26 @@
 """A run that is over, opened again in one process: its scores and its predictions."""
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from distsam.engine import model_tensors
 from distsam.errors import InputError
-from distsam.runs.atomic import write_atomically
 from distsam.runs.checkpoints import damage, published_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout
-from distsam.tasks.files import read_indices
 from distsam.tasks.task import Scores, Task, identity
 from distsam.train import parts
 from distsam.train.build import build_model, build_task
 from distsam.train.checkpoint_reader import load_tensors, read_state, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import load_config, read_yaml
-from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import evaluated
 from distsam.train.run_state import BEST, MODEL
 from distsam.train.same_run import MOVABLE_KEYS, fingerprint
@@ -52,7 +47,7 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         InputError: it is no run folder, has no finished checkpoint, or its data is no longer there or no longer the
             same: then the split is another, and values that were fitted would be scored as held out.
     """
-    folder, checkpoint = _found(run_dir)
+    folder, checkpoint = find_run(run_dir)
     for override in overrides:
         if override.partition("=")[0] not in MOVABLE_KEYS:
             raise InputError(f"{override}: cannot be changed now; only {', '.join(MOVABLE_KEYS)} can")
@@ -75,7 +70,7 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
         ) from None
     _check_data(config, task, state["data_sha256"], folder)
     model = build_model(config, task)
-    prefix = _prefix(tensor_shapes(checkpoint), state)
+    prefix = best_prefix(tensor_shapes(checkpoint), state)
     load_tensors(checkpoint, {prefix + name: tensor for name, tensor in model_tensors(model).items()})
     model.eval()
     return SavedRun(config, task, model)
@@ -87,84 +82,7 @@ def evaluate_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> Scores:
     return evaluated(run.task, run.model)
 
 
-def predict_run(
-    run_dir: str | Path, output: str | Path, entries: str | Path | None = None, overrides: Sequence[str] = ()
-) -> str:
-    """Write what the run's best weights predict into the .npz file `output`.
-
-    Args:
-        entries: .npy or .npz file with the (N, order) indices to predict, written as `indices` and `values`; the
-            whole tensor when None: `tensor` has known entries as they are known and the others predicted,
-            `prediction` has what the network says everywhere.
-        overrides: see `open_run`.
-
-    Returns:
-        What was written, for people.
-
-    Raises:
-        InputError: see `open_run`; or `output` is no .npz file in a folder that exists, an index is outside, or the
-            task of the run predicts no tensor.
-    """
-    target = _checked_output(Path(output), ".npz")
-    run = open_run(run_dir, overrides)
-    task: Any = run.task
-    if not all(hasattr(task, member) for member in ("fill", "predict", "entries")):
-        kind = run.config.task.kind
-        raise InputError(f"{run_dir}: is a run of task.kind={kind}, which completes no tensor: nothing to predict")
-    if entries is None:
-        prediction = task.fill(run.model, keep_known=False)
-        tensor, known = prediction.copy(), task.entries
-        tensor[tuple(known.indices.T)] = known.values
-        _write_arrays(target, tensor=tensor, prediction=prediction)
-        num_known = len(known.values)
-        return f"tensor of shape {tensor.shape}: {num_known} known entries kept, {tensor.size - num_known} predicted"
-    with arguments_as_keys("--entries", path="--entries"):
-        indices = read_indices(entries, task.entries.shape)
-    values = task.predict(run.model, indices)
-    _write_arrays(target, indices=indices, values=values)
-    return f"values of shape {values.shape}: predicted, whether known or not"
-
-
-def export_run(run_dir: str | Path, output: str | Path) -> str:
-    """Write the run's best weights into the .pt file `output`, as a plain state dict; the run's data are not needed.
-
-    Returns:
-        What was written, for people.
-
-    Raises:
-        InputError: it is no run folder or has no checkpoint that can be used, or `output` is no .pt file in a folder
-            that exists.
-    """
-    target = _checked_output(Path(output), ".pt")
-    _, checkpoint = _found(run_dir)
-    shapes = tensor_shapes(checkpoint)
-    state = read_state(checkpoint)
-    prefix = _prefix(shapes, state)
-    chosen = {name: spec for name, spec in shapes.items() if name.startswith(prefix)}
-    weights = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in chosen.items()}
-    load_tensors(checkpoint, weights)
-    state_dict = {name.removeprefix(prefix): weight for name, weight in weights.items()}
-    _write(target, lambda stream: torch.save(state_dict, stream))
-    step = state["best_step"] if prefix == BEST else state["step"]
-    num_numbers = sum(weight.numel() for weight in weights.values())
-    return f"state dict of {len(weights)} tensors, {num_numbers} numbers; the best weights, those of step {step}"
-
-
-def _write_arrays(target: Path, **arrays: np.ndarray) -> None:
-    num_bad = max(int((~np.isfinite(values)).sum()) for values in arrays.values())
-    if num_bad:
-        print(f"distsam: {num_bad} of the predicted values are no finite numbers: the run diverged", file=sys.stderr)
-    _write(target, lambda stream: np.savez(stream, **arrays))  # type: ignore[arg-type]
-
-
-def _write(target: Path, content: Callable[[BinaryIO], object]) -> None:
-    try:
-        write_atomically(target, content)
-    except OSError as error:
-        raise InputError(f"--output: {target} cannot be written ({error.strerror}); choose another file") from None
-
-
-def _found(run_dir: str | Path) -> tuple[RunFolder, Path]:
+def find_run(run_dir: str | Path) -> tuple[RunFolder, Path]:
     """The run folder, and its newest checkpoint that can be used."""
     folder = RunFolder(Path(run_dir))
     if not folder.is_run():
@@ -172,7 +90,7 @@ def _found(run_dir: str | Path) -> tuple[RunFolder, Path]:
     return folder, _newest(folder)
 
 
-def _prefix(names: Iterable[str], state: Mapping[str, Any]) -> str:
+def best_prefix(names: Iterable[str], state: Mapping[str, Any]) -> str:
     """What the names of the best weights begin with in a checkpoint."""
     has_best = any(name.startswith(BEST) for name in names)
     return BEST if has_best and not state["last_is_best"] else MODEL
@@ -209,13 +127,3 @@ def _check_data(config: Config, task: Task, sha256: str, folder: RunFolder) -> N
         f"{key}: {given} has changed since the run in {folder.path}; give back the data of that run "
         "(its summary.json names the versions that gave them)"
     )
-
-
-def _checked_output(output: Path, suffix: str) -> Path:
-    if output.suffix != suffix:
-        raise InputError(f"--output: {output} must end in {suffix}")
-    if not output.parent.is_dir():
-        raise InputError(f"--output: {output} cannot be written, because there is no folder {output.parent}")
-    if output.is_dir() or not os.access(output.parent, os.W_OK):
-        raise InputError(f"--output: {output} cannot be written; choose another file")
-    return output
