@@ -45,9 +45,8 @@ def main() -> None:
         entries = read_table(file)
         read_s = time.perf_counter() - began
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(
-            f"{num_rows} rows, {file.stat().st_size / 2**20:.0f} MiB: read in {read_s:.2f} s, {peak_mib:.0f} MiB at most"
-        )
+        size_mib = file.stat().st_size / 2**20
+        print(f"{num_rows} rows, {size_mib:.0f} MiB: read in {read_s:.2f} s, {peak_mib:.0f} MiB of memory at most")
         for suffix in (".csv", ".parquet", ".feather"):
             again = Path(folder) / f"again{suffix}"
             with again.open("wb") as stream:
