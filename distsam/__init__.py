@@ -25,6 +25,7 @@ _PUBLIC = {
     "BAR": "distsam.optim",
     "Goal": "distsam.tasks.task",
     "TaskContext": "distsam.tasks.task",
+    "load": "distsam.train.loaded",
     "InputError": "distsam.errors",
     "TrainingDiverged": "distsam.errors",
 }

@@ -10,6 +10,8 @@ import typer
 from distsam import __version__
 from distsam.commands.evaluate import evaluate
 from distsam.commands.export import export
+from distsam.commands.init import init
+from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
@@ -20,7 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, export):
+for command in (train, evaluate, predict, export, init, keys):
     app.command()(command)
 
 

@@ -20,7 +20,7 @@ def train(
         list[str] | None, typer.Argument(help="section.key=value, such as optim.rho=0.1; the last one wins.")
     ] = None,
 ) -> None:
-    """Train; alone, under torchrun or under srun."""
+    """Train; alone, under torchrun or under srun. `distsam init` writes a config, `distsam keys` lists its keys."""
     with mistakes_as_messages():
         from distsam.train import load_config
 

@@ -232,6 +232,10 @@ class SectionForm:
         owners = self._owners(key)
         return None if key in self.common.model_fields or not owners else owners[0][0]
 
+    def owners_of(self, key: str) -> list[str]:
+        """The words of the parts that have `key`; none for one that is always there."""
+        return [] if key in self.common.model_fields else [part.word for _, part in self._owners(key)]
+
     def _named(self, raw: Mapping[str, Any]) -> list[Part]:
         defaults = {key: info.default for key, info in self.common.model_fields.items()}
         return [part for seam in self.seams for part in seam.named(raw, defaults[seam.key])]

@@ -1,6 +1,7 @@
 """What the README promises of the main job: two ranks, a complete run folder, scores that can be had again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import matplotlib.image
@@ -9,6 +10,7 @@ import pytest
 import torch
 from command_line import ROOT, alone, from_file, invoke, on_two_ranks, run, small_config
 
+import distsam
 from distsam.runs.rows import read_rows
 from distsam.train.saved_run import open_run
 
@@ -85,6 +87,32 @@ def test_predict_completes_the_tensor_and_single_entries(quickstart: Path, tmp_p
         assert np.array_equal(file["indices"], indices)
         assert file["values"].shape == (2,)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_run_is_loaded_with_its_config_rows_and_network(quickstart: Path, tmp_path: Path) -> None:
+    loaded = distsam.load(quickstart)
+    assert (loaded.config.optim.method, loaded.config.run.dir) == ("sam", str(quickstart))
+    assert [row["train/step"] for row in loaded.rows] == [
+        row["train/step"] for row in read_rows(quickstart / "metrics.jsonl")
+    ]
+    assert loaded.summary["heldout/r2"] == json.loads((quickstart / "summary.json").read_text())["heldout/r2"]
+    indices = np.array([[0, 0, 0], [437, 5, 10]])
+    filled = tmp_path / "filled.npz"
+    assert invoke("predict", quickstart, "-o", filled).exit_code == 0
+    with np.load(filled) as file:
+        expected = file["prediction"][tuple(indices.T)]
+    # In float32, entry by entry or all at once.
+    assert loaded.task.predict(loaded.model, indices) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_folder_that_is_no_run_is_not_loaded_and_one_that_goes_on_is(quickstart: Path, tmp_path: Path) -> None:
+    with pytest.raises(distsam.InputError, match="is no run folder"):
+        distsam.load(tmp_path)
+    shutil.copy(quickstart / "config.yaml", tmp_path)
+    going_on = distsam.load(tmp_path)
+    assert (going_on.rows, going_on.summary) == ([], {})
+    with pytest.raises(distsam.InputError, match="has no checkpoint that can be used"):
+        going_on.model  # noqa: B018
 
 
 def test_export_writes_the_weights_that_evaluate_scores(quickstart: Path, tmp_path: Path) -> None:

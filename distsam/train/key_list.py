@@ -1,0 +1,41 @@
+"""The keys of a config as lines for people, from the classes that check them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from distsam.train.config import section_forms
+from distsam.train.seams import SectionForm
+
+
+def section_names() -> list[str]:
+    """Of every section that a config may have, with any task."""
+    return list(_forms())
+
+
+def key_lines(section: str | None = None) -> Iterator[str]:
+    """One line a key: name, default, meaning; and the words of the parts that have it, where not all do."""
+    for name, form in _forms().items():
+        if section in (None, name):
+            for key in form.key_names():
+                yield _line(name, key, form)
+
+
+def _forms() -> dict[str, SectionForm]:
+    # What a task of the user's own adds stands in the task section alone.
+    return {**section_forms({"task": {"target": "package.module:factory"}}), **section_forms({})}
+
+
+def _line(section: str, key: str, form: SectionForm) -> str:
+    fields = form.fields_of(key)
+    field = fields[0]
+    default = "required" if field.is_required() else f"default {_shown(field.get_default(call_default_factory=True))}"
+    meaning = " or: ".join(dict.fromkeys(one.description for one in fields if one.description))
+    owners = form.owners_of(key)
+    of = f" [{', '.join(owners)}]" if owners else ""
+    return f"{section}.{key} ({default}): {meaning}{of}"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value) or "none"
