@@ -98,6 +98,15 @@ class TrainKeys(Section):
     early_stopping: PositiveInt | None = Field(
         default=None, description="Evaluations without a better validation score after which training ends."
     )
+    alert_deviation: PositiveFloat | None = Field(
+        default=None, description="Norm deviation above which a line is printed and W&B alerts; null: none."
+    )
+    alert_jump: Annotated[float, Field(gt=1)] | None = Field(
+        default=None, description="Factor by which the deviation may grow between two rows before an alert."
+    )
+    alert_share: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="Part of the squared norm that one core may hold before an alert."
+    )
     num_threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         default=None, description="CPU threads a rank; null: torch's choice."
     )

@@ -22,6 +22,7 @@ from distsam.tasks.task import identity as identity_of
 from distsam.tasks.task import labels as labels_of
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
+from distsam.train.alerts import Alerts, Bounds
 from distsam.train.build import RunParts, build_layout, build_parts, build_task
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import read_state, tensor_shapes
@@ -130,11 +131,15 @@ class _Run:
         if record is not None:
             cadence = max(self.config.train.log_every, self.config.train.eval_every or 1)
             self._open(trackers, [record.set_aside, record.missing(self.state.step, cadence)])
+        alerts = self._alerts()
         goal = self.parts.task.goal
         progress = TrainingProgress(self.config.train.steps, self.state.step, shown=self.is_first, goal_key=goal.key)
 
         def write_row(row: Row) -> None:
+            lines = alerts.look(row)
             trackers.log(row)
+            for line in lines:
+                self._say(trackers, line)
             progress.show(row)
             if record is not None and self._has_folder():
                 self.unwritten.note("metrics.jsonl", record.problem)
@@ -163,6 +168,11 @@ class _Run:
         if self.unwritten.missing is not None and self.is_first:
             raise RunIncomplete(self.unwritten.missing, summary)
         return summary
+
+    def _alerts(self) -> Alerts:
+        keys = self.config.train
+        bounds = Bounds(keys.alert_deviation, keys.alert_jump, keys.alert_share)
+        return Alerts(bounds, [network.name for network in self.parts.coordinator.networks])
 
     def _say(self, trackers: Tracker, line: str) -> None:
         if self.is_first:

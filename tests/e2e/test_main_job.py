@@ -115,6 +115,27 @@ def test_a_folder_that_is_no_run_is_not_loaded_and_one_that_goes_on_is(quickstar
         going_on.model  # noqa: B018
 
 
+def test_an_alert_is_a_line_and_a_field_of_the_row_and_changes_nothing(tmp_path: Path) -> None:
+    plain, watched = tmp_path / "plain", tmp_path / "watched"
+    bounds = ["train.alert_deviation=1e-9", "train.alert_share=0.999999"]
+    assert invoke("train", small_config(tmp_path), f"run.dir={plain}").exit_code == 0
+    done = invoke("train", small_config(tmp_path), f"run.dir={watched}", *bounds)
+    assert done.exit_code == 0, done.output
+    [line] = [line for line in done.stderr.splitlines() if "is above 1e-09" in line]
+    assert line.startswith("distsam: step ")
+    rows, expected = read_rows(watched / "metrics.jsonl"), read_rows(plain / "metrics.jsonl")
+    assert [row.pop("balance/network/alerts") for row in rows][-1] == 1
+    without_times = [
+        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in part] for part in (rows, expected)
+    ]
+    assert without_times[0] == without_times[1]
+    resumed = invoke(
+        "train", small_config(tmp_path), f"run.dir={plain}", *bounds, "train.resume=auto", "train.steps=30"
+    )
+    assert resumed.exit_code == 0, resumed.output
+    assert "is above 1e-09" in resumed.stderr
+
+
 def test_export_writes_the_weights_that_evaluate_scores(quickstart: Path, tmp_path: Path) -> None:
     done = invoke("export", quickstart, "-o", tmp_path / "weights.pt")
     assert done.exit_code == 0, done.stderr
