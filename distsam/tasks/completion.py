@@ -32,6 +32,10 @@ _CHUNK = 2**18
 _DENSE_LIMIT = 2**26
 
 
+# Ratios of RMSE, and an R2, at which a run says what they suggest: chosen so that a good fit says nothing.
+_FAR_APART, _ALIKE, _HIGH_R2 = 2.0, 1.25, 0.9
+
+
 class Piece(NamedTuple):
     """One micro-batch: (B, order) indices, (B,) values as learnt, and by what their summed loss is multiplied."""
 
@@ -252,6 +256,24 @@ class CompletionTask:
         for part in PARTS:
             digest.update(part.encode() + getattr(self.split, part).tobytes())
         return digest.hexdigest()
+
+    def verdict(self, scores: Scores) -> str | None:
+        """Whether training and validation error are alike and high, or far apart; None where neither is, or unknown."""
+        train_r2, r2 = scores.get("train/r2"), scores.get("validation/r2")
+        train_rmse, rmse = scores.get("train/rmse"), scores.get("validation/rmse")
+        if train_r2 is None or r2 is None or not train_rmse or rmse is None:
+            return None
+        if rmse > _FAR_APART * train_rmse:
+            return (
+                f"validation RMSE {rmse:.4g} is {rmse / train_rmse:.1f} times that of training: the network fits what "
+                "does not hold elsewhere; a smaller one, more weight decay or early stopping helps"
+            )
+        if train_r2 < _HIGH_R2 and rmse < _ALIKE * train_rmse:
+            return (
+                f"R2 is low on training ({train_r2:.2f}) and validation ({r2:.2f}) alike: the network is too small, "
+                "the weight decay too strong or the training too short, unless the rest is noise"
+            )
+        return None
 
     def labels(self) -> dict[str, Any] | None:
         """Names of the values and modes, and the labels of each mode by position; None for data without."""

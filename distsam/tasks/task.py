@@ -79,7 +79,7 @@ class Task(Protocol):
 
     A sharded model may run collectives in its forward, so `loss` and `evaluate` call it equally often on every rank.
     Beside these members a task may have any of `describe() -> str`, `warnings() -> Iterable[str]`, `identity() -> str`,
-    `num_values() -> int` and `labels() -> dict`: see the functions of those names.
+    `num_values() -> int`, `labels() -> dict` and `verdict(scores) -> str | None`: see the functions of those names.
     """
 
     goal: Goal
@@ -143,3 +143,9 @@ def labels(task: Task) -> dict[str, Any] | None:
     """What the positions of the data are called, for JSON; None if they have no names or the task does not say."""
     own = getattr(task, "labels", None)
     return None if own is None else own()
+
+
+def verdict(task: Task, scores: Scores) -> str | None:
+    """One line on what the scores of a finished run suggest to change; None if nothing, or the task does not say."""
+    own = getattr(task, "verdict", None)
+    return None if own is None else own(scores)

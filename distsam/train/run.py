@@ -17,7 +17,7 @@ from distsam.runs.lock import RunLock
 from distsam.runs.rows import Row
 from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import Layout, are_finite, close_world, open_world
-from distsam.tasks.task import Task
+from distsam.tasks.task import Task, verdict
 from distsam.tasks.task import identity as identity_of
 from distsam.tasks.task import labels as labels_of
 from distsam.train import parts
@@ -293,6 +293,8 @@ class _Run:
         decided = summary.numbers.get(goal.key)
         if summary.best_step is None and decided is not None and not math.isfinite(decided):
             self._say(trackers, f"{goal.key} was never a finite number: no best weights were chosen")
+        if signals.received is None and (line := verdict(self.parts.task, summary.numbers)):
+            self._say(trackers, line)
         if self.is_first and self._has_folder():
             try:
                 summary.write(self.folder.summary)

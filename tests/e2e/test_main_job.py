@@ -136,6 +136,27 @@ def test_an_alert_is_a_line_and_a_field_of_the_row_and_changes_nothing(tmp_path:
     assert "is above 1e-09" in resumed.stderr
 
 
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (["network.bond_dim=1", "data.sizes={a: 20, b: 15, c: 10, r: 3}"], "R2 is low on training"),
+        (
+            ["network.bond_dim=12", "data.observed=0.15", "optim.weight_decay=1e-9"],
+            "times that of training: the network",
+        ),
+        (["network.bond_dim=2", "train.steps=300"], None),
+    ],
+)
+def test_a_run_says_whether_its_network_is_too_small_or_too_large(
+    tmp_path: Path, keys: list[str], says: str | None
+) -> None:
+    base = ["train.steps=400", "optim.lr=0.05", "optim.method=sam", "optim.alpha=null"]
+    done = invoke("train", small_config(tmp_path), f"run.dir={tmp_path}/run", *base, *keys)
+    assert done.exit_code == 0, done.output
+    found = [line for line in done.stderr.splitlines() if "the network" in line]
+    assert found == [] if says is None else len(found) == 1 and says in found[0]
+
+
 def test_export_writes_the_weights_that_evaluate_scores(quickstart: Path, tmp_path: Path) -> None:
     done = invoke("export", quickstart, "-o", tmp_path / "weights.pt")
     assert done.exit_code == 0, done.stderr

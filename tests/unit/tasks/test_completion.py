@@ -336,3 +336,22 @@ def test_the_identity_is_that_of_data_and_split_and_of_nothing_else():
 def test_a_full_batch_stays_on_the_device_between_steps():
     full = task()
     assert full.microbatches(0, 2)[1].indices is full.microbatches(7, 2)[1].indices
+
+
+@pytest.mark.parametrize(
+    ("train_r2", "r2", "train_rmse", "rmse", "says"),
+    [
+        (0.98, 0.91, 1.0, 2.1, "validation RMSE 2.1 is 2.1 times that of training: the network fits what"),
+        (0.50, 0.45, 1.0, 1.1, "R2 is low on training (0.50) and validation (0.45) alike: the network is too small"),
+        (0.98, 0.97, 1.0, 1.2, None),
+        (0.60, 0.30, 1.0, 1.5, None),
+        (0.50, None, 1.0, None, None),
+        (1.0, 0.5, 0.0, 1.0, None),
+        (0.5, float("nan"), 1.0, float("nan"), None),
+    ],
+)
+def test_scores_suggest_a_larger_or_a_smaller_network(train_r2, r2, train_rmse, rmse, says):
+    found = task().verdict(
+        {"train/r2": train_r2, "validation/r2": r2, "train/rmse": train_rmse, "validation/rmse": rmse}
+    )
+    assert found is None if says is None else found.startswith(says)
