@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from shipped import CONFIGS, load_shipped
 
 from distsam.sharding import Fsdp, Layout
 from distsam.train.build import build_parts, build_task
-from distsam.train.config_file import load_config
-
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 
 def test_the_promised_configs_are_there() -> None:
@@ -20,8 +17,7 @@ def test_the_promised_configs_are_there() -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_loads_builds_and_plans(path: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))
-    config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
+    config = load_shipped(path, tmp_path)
     layout = Layout.alone()
     run = build_parts(config, build_task(config, layout), layout)
     shapes = {name: tuple(p.shape) for name, p in run.model.named_parameters()}

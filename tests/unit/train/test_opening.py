@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shipped import CONFIGS, load_shipped
 
 from distsam.sharding import Layout
 from distsam.train.build import RunParts, build_parts, build_task
@@ -9,7 +10,6 @@ from distsam.train.config import Config
 from distsam.train.config_file import load_config
 from distsam.train.opening import describe_run, probable_mistakes
 
-CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 SMALL = """
 data: {source: lowrank, equation: "ar,br->ab", sizes: {a: 10, b: 8, r: 2}, observed: 0.5, validation: 0.1}
 network: {format: cp, bond_dim: 1}
@@ -81,6 +81,5 @@ def test_a_validation_share_without_r2_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_shipped_config_is_a_probable_mistake(path: Path, tmp_path: Path) -> None:
-    np.save(tmp_path / "mine.npy", np.random.default_rng(0).normal(size=(8, 4, 6)))
-    config = load_config(path, [f"data.path={tmp_path}/mine.npy"] if path.stem == "file" else [])
+    config = load_shipped(path, tmp_path)
     assert not list(probable_mistakes(parts_of(config), config))
