@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distsam.engine.weights import parameters_of
 from distsam.optim import Wrapper
 
 BASE = "optim"
@@ -76,10 +77,3 @@ def _zeros(param: nn.Parameter, shape: torch.Size, dtype: torch.dtype) -> Tensor
     if shape == param.shape:
         return torch.zeros_like(param, dtype=dtype, requires_grad=False)
     return torch.zeros(shape, dtype=dtype)  # Adam counts its steps in CPU scalars
-
-
-def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter."""
-    # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
-    state = model.state_dict(keep_vars=True)
-    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter)}

@@ -19,7 +19,13 @@ def put_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         target.copy_(tensors[name])
 
 
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter."""
+    # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
+    state = model.state_dict(keep_vars=True)
+    return {name: value for name, value in state.items() if isinstance(value, nn.Parameter)}
+
+
 def parameters_among(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Those of `tensors`, named as `model_tensors` names them, that are parameters; buffers may hold what they like."""
-    state = model.state_dict(keep_vars=True)
-    return [tensor for name, tensor in tensors.items() if isinstance(state[name], nn.Parameter)]
+    return [tensors[name] for name in parameters_of(model)]

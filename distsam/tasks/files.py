@@ -14,6 +14,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _COORDINATES = ("indices", "values", "shape")
 _MAX_NAMES_SHOWN = 8
+_KINDS = "a .npy or .npz file"
 
 
 def read_entries(path: str | Path) -> Entries:
@@ -25,7 +26,8 @@ def read_entries(path: str | Path) -> Entries:
     Raises:
         ArgumentError: no such file, neither format, pickled, damaged, or its arrays are no entries of a tensor.
     """
-    file, origin = _found(path), Origin("path", repr(str(path)))
+    origin = Origin("path", repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
     arrays = _read_arrays(file, origin, _names_for_entries)
     if "indices" in arrays:
         return entries_from_coordinates(**arrays, name=file.stem, origin=origin)
@@ -46,7 +48,8 @@ def read_indices(path: str | Path, shape: Sequence[int]) -> np.ndarray:
     Raises:
         ArgumentError: the file cannot be read, or a row is no entry of the tensor.
     """
-    file, origin = _found(path), Origin("path", repr(str(path)))
+    origin = Origin("path", repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
     [(array_name, indices)] = _read_arrays(file, origin, _names_for_indices).items()
     return check_indices(indices, shape, _origin_of(array_name, origin))
 
@@ -73,26 +76,37 @@ def _names_for_indices(names: Sequence[str], origin: Origin) -> Sequence[str]:
     raise origin.error(f"holds {_listed(names)}; it must hold an array 'indices'")
 
 
-def _found(path: str | Path) -> Path:
+def regular_file(path: str | Path, origin: Origin, wanted: str) -> Path:
+    """The file at `path`, once it is known to be one that can be read without waiting.
+
+    Args:
+        path: of the file.
+        origin: what to name it by.
+        wanted: for messages, such as "a .npy or .npz file".
+
+    Raises:
+        ArgumentError: there is none, or it is a folder, a pipe or a device.
+    """
     try:
-        return Path(path).expanduser()
+        file = Path(path).expanduser()
     except RuntimeError:  # ~name of nobody
-        return Path(path)
+        file = Path(path)
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        what = "does not exist" if missing else f"is no file that can be opened ({getattr(error, 'strerror', error)})"
+        raise origin.error(f"{what}; give the path of {wanted}") from None
+    if not stat.S_ISREG(mode):  # a pipe would be waited for
+        what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
+        raise origin.error(f"{what}; give the path of {wanted}")
+    return file
 
 
 def _read_arrays(
     file: Path, origin: Origin, choose: Callable[[Sequence[str], Origin], Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """The chosen arrays of a .npz file, or the array of a .npy file under the name ''."""
-    try:
-        mode = file.stat().st_mode
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        what = "does not exist" if missing else f"is no file that can be opened ({getattr(error, 'strerror', error)})"
-        raise origin.error(f"{what}; give the path of a .npy or .npz file") from None
-    if not stat.S_ISREG(mode):  # a pipe would be waited for
-        what = "is a folder" if stat.S_ISDIR(mode) else "is no regular file"
-        raise origin.error(f"{what}; give the path of a .npy or .npz file")
     try:
         # Opened here, because numpy leaves a file open that it fails to read.
         with file.open("rb") as opened:

@@ -3,7 +3,6 @@
 The one importer of pyarrow.
 """
 
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +11,7 @@ import numpy as np
 
 from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries, Origin, entries_from_coordinates
+from distsam.tasks.files import regular_file
 from distsam.tasks.labels import Mode
 
 try:
@@ -25,7 +25,6 @@ except ImportError as error:
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet", ".feather", ".arrow")
 _DELIMITERS = ",;\t|"
-_WRITTEN = (".csv", ".parquet", ".feather")
 _SHOWN = 5
 # Where a column of values is read as text; the same that count as no value where it is read as numbers.
 _NO_VALUE = frozenset(csv.ConvertOptions().null_values)
@@ -48,7 +47,8 @@ def read_table(path: str | Path, value: str | None = None, modes: Sequence[str] 
             empty label, a value that is no number, an entry that is there twice; the row is named (the first after the
             header is row 1).
     """
-    file, origin = Path(path).expanduser(), Origin("path", repr(str(path)))
+    origin = Origin("path", repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
     table = _read(file, origin, keep_text=lambda schema: _columns(schema, value, modes, origin)[0])
     names, value_name = _columns(table.schema, value, modes, origin)
     columns = [_encoded(table.column(name), name, origin) for name in names]
@@ -76,7 +76,8 @@ def read_labels(path: str | Path, modes: Sequence[Mode], argument: str = "path")
     Raises:
         ArgumentError: of `argument`: no such file or column, or a label that the tensor does not have.
     """
-    file, origin = Path(path).expanduser(), Origin(argument, repr(str(path)))
+    origin = Origin(argument, repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
     table = _read(file, origin, keep_text=lambda schema: [mode.name for mode in modes if mode.name in schema.names])
     columns = []
     for mode in modes:
@@ -117,11 +118,6 @@ def write_table(
         feather.write_feather(table, stream)
 
 
-def check_written(suffix: str) -> bool:
-    """True if `write_table` can write files of this kind."""
-    return suffix in _WRITTEN
-
-
 def _free(name: str, taken: Mapping[str, Any]) -> str:
     while name in taken:
         name += "_"
@@ -130,14 +126,6 @@ def _free(name: str, taken: Mapping[str, Any]) -> str:
 
 def _read(file: Path, origin: Origin, keep_text: Any) -> Any:
     """The table in the file; columns that `keep_text` names, given the schema, keep the text of a CSV as it is."""
-    try:
-        mode = file.stat().st_mode
-    except (OSError, ValueError) as error:
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        what = "does not exist" if missing else f"is no file that can be opened ({getattr(error, 'strerror', error)})"
-        raise origin.error(f"{what}; give the path of {_KINDS}") from None
-    if not stat.S_ISREG(mode):
-        raise origin.error(f"{'is a folder' if stat.S_ISDIR(mode) else 'is no regular file'}; give {_KINDS}")
     suffix = file.suffix.lower()
     if suffix not in SUFFIXES:
         raise origin.error(f"must end in {', '.join(SUFFIXES)}; the end says how it is read")

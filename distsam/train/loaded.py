@@ -1,6 +1,5 @@
 """A run folder in Python: what was run, how it went, and the network that came of it."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,13 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from distsam.errors import InputError
-from distsam.runs.folder import RunFolder
 from distsam.runs.rows import Row, read_rows
+from distsam.runs.summary import read_summary
 from distsam.tasks.task import Task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
-from distsam.train.saved_run import SavedRun, open_run
+from distsam.train.saved_run import SavedRun, open_run, run_folder
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,16 +55,7 @@ def load(run_dir: str | Path) -> Run:
     Raises:
         InputError: it is no run folder, or its config cannot be read.
     """
-    folder = RunFolder(Path(run_dir))
-    if not folder.is_run():
-        raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
+    folder = run_folder(run_dir)
     rows = read_rows(folder.metrics) if folder.metrics.exists() else []
-    return Run(folder.path, load_config(folder.config), rows, _summary(folder.summary))
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    summary = read_summary(folder.summary)
+    return Run(folder.path, load_config(folder.config), rows, {} if summary is None else summary.as_json())

@@ -265,7 +265,7 @@ class _Run:
         weights = engine.weights()
         if not are_finite(parameters_among(self.parts.model, weights)):
             # Kept, it would push out those that a run can go on from.
-            self.checkpointer.give_up(self.state.step, "a weight is infinite or no number")
+            self.checkpointer.give_up(self.state.step, "a weight is not finite")
             self._note_checkpoint()
             return
         plain = {

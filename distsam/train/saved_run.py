@@ -84,10 +84,16 @@ def evaluate_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> Scores:
 
 def find_run(run_dir: str | Path) -> tuple[RunFolder, Path]:
     """The run folder, and its newest checkpoint that can be used."""
+    folder = run_folder(run_dir)
+    return folder, _newest(folder)
+
+
+def run_folder(run_dir: str | Path) -> RunFolder:
+    """The run folder; InputError if it is none."""
     folder = RunFolder(Path(run_dir))
     if not folder.is_run():
         raise InputError(f"{run_dir}: is no run folder (it has no config.yaml); give the run.dir of a run")
-    return folder, _newest(folder)
+    return folder
 
 
 def best_prefix(names: Iterable[str], state: Mapping[str, Any]) -> str:

@@ -223,7 +223,7 @@ def test_weights_that_left_their_dtype_are_not_kept(tmp_path: Path) -> None:
     result = invoke(*train, "train.checkpoint_every=1")
     assert result.exit_code == 1
     problem, end = result.stderr.splitlines()
-    assert problem.startswith("distsam: the checkpoint of step 1 could not be written: a weight is infinite or no nu")
+    assert problem.startswith("distsam: the checkpoint of step 1 could not be written: a weight is not finite; ")
     assert "The weights are not finite any more; lower" in end
     assert end.endswith("and start anew")
     assert not any((tmp_path / "run" / "checkpoints").glob("step-*"))

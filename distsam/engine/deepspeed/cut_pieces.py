@@ -1,12 +1,8 @@
 """This rank's pieces of parameters under ZeRO stage 3: each parameter is cut, and whole only while a pass reads it."""
 
-from collections.abc import Sequence
-from typing import Any
-
 from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
-from distsam.engine.deepspeed.arrivals import Arrivals
 from distsam.engine.deepspeed.pieces import FlatPieces
 
 
@@ -16,19 +12,12 @@ class CutPieces(FlatPieces):
     DeepSpeed pads the last parts; what is padding is in no piece. Arguments as for FlatPieces.
     """
 
-    def __init__(
-        self,
-        zero: Any,
-        arrivals: Arrivals,
-        params: Sequence[nn.Parameter],
-        is_moved: Sequence[bool] | None = None,
-    ) -> None:
-        super().__init__(zero, arrivals, params, is_moved)
-        self.owned = [True] * len(params)
-
     def weights(self) -> list[Tensor]:
         """P flat pieces of the weights that passes gather."""
         return [library.cut_weights(p) for p in self.params]
+
+    def _owns(self, part: library.Part | None) -> bool:
+        return True
 
     def _gradient(self, param: nn.Parameter, part: library.Part) -> Tensor:
         # A copy, which the base steps along unless another pass follows: that one would write over DeepSpeed's own.

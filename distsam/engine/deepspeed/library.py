@@ -17,7 +17,7 @@ from distsam.environment import place
 from distsam.errors import ArgumentError
 
 # Of a message, in characters.
-LONGEST = 250
+_LONGEST = 250
 
 if not torch.cuda.is_available():
     # Else DeepSpeed looks for an accelerator and says at length that there is none.
@@ -88,7 +88,7 @@ def _shortened(error: Exception) -> str:
     found = error.errors() if hasattr(error, "errors") else []  # of pydantic
     text = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found) or str(error)
     text = " ".join(text.split()) or type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def backward(engine: Any, loss: Tensor) -> None:

@@ -41,7 +41,7 @@ class FlatPieces:
         self._is_moved = [True] * len(params) if is_moved is None else list(is_moved)
         parts = library.parts_of(zero)
         self._parts = [parts.get(p) for p in params]
-        self.owned = [part is not None or rank() == 0 for part in self._parts]
+        self.owned = [self._owns(part) for part in self._parts]
 
     def weights(self) -> list[Tensor]:
         """P flat pieces of the weights that passes read."""
@@ -76,16 +76,18 @@ class FlatPieces:
         return None
 
     def clear(self) -> None:
-        """Forget the gradients of the pass."""
-        library.forget_gradients(self._zero)
+        """Nothing: the engine forgets gradients before every pass."""
 
     def discard(self) -> None:
-        """The same, and what a backward that raised has left behind."""
+        """Forget the gradients, and what a pass that raised has left behind."""
         library.forget_pass(self._zero)
 
     def publish(self) -> None:
         """Send every rank's part of the weights to the others. Collectives: one all_gather a group and bucket."""
         library.gather_partitions(self._zero)
+
+    def _owns(self, part: library.Part | None) -> bool:
+        return part is not None or rank() == 0
 
     def _gradient(self, param: nn.Parameter, part: library.Part) -> Tensor:
         if not part.length:

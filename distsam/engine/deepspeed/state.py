@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from distsam.engine.deepspeed import library
 from distsam.engine.deepspeed.assembly import mesh_of_all, put_together, spread, take_part
-from distsam.engine.optimizer_state import BASE, is_plain, parameters_of
+from distsam.engine.optimizer_state import BASE, is_plain
+from distsam.engine.weights import parameters_of
 
 
 class FlatState:

@@ -1,6 +1,6 @@
 """Weights that ZeRO stage 3 has cut, in the form of native checkpoints, and back."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from distsam.engine.deepspeed import library
 from distsam.engine.deepspeed.assembly import mesh_of_all, put_together, spread, take_part
-from distsam.engine.weights import model_tensors
+from distsam.engine.weights import model_tensors, parameters_of
 
 
 class CutWeights:
@@ -28,7 +28,7 @@ class CutWeights:
     def tensors(self) -> dict[str, Tensor]:
         """Name -> copy of a parameter, cut along its first dim, or buffer. Collectives: an all_reduce a parameter."""
         found = model_tensors(self._model)
-        for name, param in self._parameters():
+        for name, param in parameters_of(self._model).items():
             start, _ = library.bounds(param)
             whole = put_together(library.cut_weights(param), start, library.shape_of(param))
             found[name] = spread(whole, self._mesh)
@@ -37,15 +37,10 @@ class CutWeights:
     @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Set parameters and buffers. Collectives: an all_gather a parameter, and one of the small parameters."""
-        cut = dict(self._parameters())
+        cut = parameters_of(self._model)
         for name, target in model_tensors(self._model).items():
             if name in cut:
                 library.cut_weights(cut[name]).copy_(take_part(tensors[name], *library.bounds(cut[name])))
             else:
                 target.copy_(tensors[name])
         library.gather_again(self._zero)
-
-    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        for name, value in self._model.state_dict(keep_vars=True).items():
-            if isinstance(value, nn.Parameter):
-                yield name, value
