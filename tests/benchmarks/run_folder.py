@@ -58,6 +58,10 @@ class NoLock:
 
     def __init__(self, path: Path) -> None: ...
 
+    def is_held(self) -> bool:
+        """Always: nobody else is here."""
+        return True
+
     def release(self) -> None: ...
 
 
