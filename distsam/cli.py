@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from distsam import __version__
+from distsam.commands.compare import compare
 from distsam.commands.evaluate import evaluate
 from distsam.commands.export import export
 from distsam.commands.init import init
@@ -15,6 +16,7 @@ from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
+from distsam.commands.work import work
 
 app = typer.Typer(
     help="Train sharded tensor networks with distributed SAM and see the norm deviation of their cores.",
@@ -22,7 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, export, init, keys):
+for command in (train, evaluate, predict, export, compare, work, init, keys):
     app.command()(command)
 
 

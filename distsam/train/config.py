@@ -95,6 +95,9 @@ class TrainKeys(Section):
     checkpoint_every: PositiveInt | None = Field(default=None, description="null: only at the end.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Checkpoints kept, the last ones.")
     resume: Literal["never", "auto"] = Field(default="never", description="auto: go on from the last checkpoint.")
+    max_seconds: PositiveFloat | None = Field(
+        default=None, description="Wall time of all parts of the run after which it ends; null: any."
+    )
     early_stopping: PositiveInt | None = Field(
         default=None, description="Evaluations without a better validation score after which training ends."
     )

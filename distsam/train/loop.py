@@ -43,6 +43,7 @@ class TrainingLoop:
         self.train = train
         self.state = state
         self.stopped_early = False
+        self.is_out_of_time = False
         self.balance: Row = {}
         self._save, self._poll, self._tick = save, poll, tick
         self._book = RowBook(write_row)
@@ -74,6 +75,7 @@ class TrainingLoop:
             self._begin()
         try:
             while state.step < self.train.steps and not self._is_stale():
+                self._watch_clock()
                 step = state.step + 1
                 batches = parts.task.microbatches(step - 1, self.train.accumulate)
                 parts.engine.step([partial(parts.task.loss, parts.model, batch) for batch in batches])
@@ -117,6 +119,13 @@ class TrainingLoop:
             self.state.best.consider(self.parts.engine.weights, step, value)
         else:
             self.state.last_is_best = self.state.best.is_beaten_by(value)
+
+    def _watch_clock(self) -> None:
+        """Make the next step the last one once the time is over; by the clock of rank 0, which all ranks follow."""
+        limit = self.train.max_seconds
+        if limit is not None and self.parts.rank == 0 and self.elapsed_s >= limit:
+            self.is_out_of_time = True
+            self.parts.engine.request_stop()
 
     def _is_stale(self) -> bool:
         patience = self.train.early_stopping

@@ -330,6 +330,8 @@ class _Run:
     def _reason(self, loop: TrainingLoop) -> str:
         if self.state.step >= self.config.train.steps:
             return "last step"
+        if loop.is_out_of_time:
+            return "time limit"
         return "early stopping" if loop.stopped_early else "a signal to another rank"
 
     def _open_trackers(self) -> Iterator[Tracker]:

@@ -1,0 +1,121 @@
+"""What the commands of a study have in common: the runs are done, then the result is written and shown."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from distsam.commands.table import number
+from distsam.errors import InputError
+from distsam.runs.numbers import without_infinities
+from distsam.runs.study import StudyFolder, write_result
+
+_INTERRUPTED = 130
+
+_SCRIPT = """#!/bin/bash
+#SBATCH --job-name=distsam-study
+#SBATCH --array=0-{last}
+#SBATCH --ntasks=1
+#SBATCH --output={log}
+exec {python} -m distsam work {folder}
+"""
+
+
+def run_study(folder: StudyFolder, workers: int, slurm: int = 0) -> None:
+    """Do what is left of the study, here or on Slurm, and show what came of it.
+
+    Raises:
+        InputError: the study cannot be done.
+    """
+    if workers < 1:
+        raise InputError(f"--workers: {workers} is too few; give 1 or more")
+    if slurm < 0:
+        raise InputError(f"--slurm: {slurm} is no number of tasks; give 1 or more")
+    if slurm:
+        print(_submit(folder, slurm))
+        return
+    study = do_runs(folder, workers)
+    result = _summarised(study)
+    write_result(folder.comparison, result)
+    print(comparison_table(result))
+    print(f"\n{'comparison':<15} {folder.comparison}")
+
+
+def do_runs(folder: StudyFolder, workers: int, tied: bool = False) -> Any:
+    """The study, once none of its runs is left to do."""
+    from distsam.train.studies.comparison import Comparison
+    from distsam.train.studies.jobs import Interrupted
+    from distsam.train.studies.work import end_with_parent, work_together
+
+    if tied:
+        end_with_parent()
+    study = Comparison(folder)
+    try:
+        work_together(study, workers)
+    except (Interrupted, KeyboardInterrupt):
+        if not tied:
+            print(f"distsam: stopped; the same command, or `distsam work {folder.path}`, goes on", file=sys.stderr)
+        raise SystemExit(_INTERRUPTED) from None
+    return study
+
+
+def comparison_table(result: dict[str, Any]) -> str:
+    """The arms, a line each, and the verdict."""
+    differences = {d["arm"]: d for d in result["differences"]}
+    width = max(map(len, result["arms"])) + 2
+    against = f"minus {result['reference']}"
+    head = f"{'arm':<{width}}{result['score']:>12}{'95 %':>20}{against:>14}{'95 %':>20}{'p':>9}{'ms/step':>10}"
+    lines = [head + f"{'target, s':>14}{'deviation':>12}  tuned"]
+    for name, arm in result["arms"].items():
+        d = differences.get(name)
+        cells = ["", "", ""] if d is None else [number(d["mean"]), _interval(d["interval"]), _p(d["p_corrected"])]
+        tuned = ", ".join(f"{key}={value}" for key, value in arm["tuned"].items())
+        lines.append(
+            f"{name:<{width}}{number(arm['mean']):>12}{_interval(arm['interval']):>20}"
+            f"{cells[0]:>14}{cells[1]:>20}{cells[2]:>9}{_ms(arm['step_s']):>10}"
+            f"{_target(arm, len(result['seeds'])):>14}{number(arm['deviation']):>12}  {tuned}".rstrip()
+        )
+    notes = [f"note: {note}" for note in result["notes"]]
+    return "\n".join(["", *lines, "", *notes, result["verdict"]])
+
+
+def _target(arm: dict[str, Any], num_seeds: int) -> str:
+    """Seconds to the target, and how many seeds reached it where not all did."""
+    some = "" if arm["reached"] == num_seeds else f" ({arm['reached']}/{num_seeds})"
+    return number(arm["target_s"]) + some
+
+
+def _ms(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.3g}"
+
+
+def _interval(interval: list[float] | None) -> str:
+    return "-" if interval is None else f"{interval[0]:.4g} .. {interval[1]:.4g}"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}"
+
+
+def _summarised(study: Any) -> dict[str, Any]:
+    from distsam.report.comparison import summarise
+
+    result: dict[str, Any] = without_infinities(summarise(study.folder.path, study.facts()))
+    return result
+
+
+def _submit(folder: StudyFolder, tasks: int) -> str:
+    """Submit a job array whose tasks share the runs."""
+    import shlex
+
+    if shutil.which("sbatch") is None:
+        raise InputError("--slurm: there is no sbatch here; start it where Slurm is, or leave it out for --workers")
+    script = folder.path.absolute() / "study.sbatch"
+    names = {"log": folder.path.absolute() / "slurm-%A_%a.out", "python": shlex.quote(sys.executable)}
+    where = shlex.quote(str(folder.path.absolute()))
+    script.write_text(_SCRIPT.format(last=tasks - 1, folder=where, **names), encoding="utf-8")
+    done = subprocess.run(["sbatch", str(script)], capture_output=True, text=True, cwd=Path.cwd(), check=False)
+    if done.returncode:
+        raise InputError(f"--slurm: sbatch refused {script}: {' '.join(done.stderr.split())}")
+    return f"{done.stdout.strip()}; when it is over, `distsam work {folder.path}` shows the result"

@@ -1,0 +1,131 @@
+"""One run of a study: what it is, whether it is over, and how one of the processes that share the work does it."""
+
+import contextlib
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TextIO
+
+from distsam.errors import ArgumentError, InputError, TrainingDiverged
+from distsam.runs.atomic import write_atomically
+from distsam.runs.folder import RunFolder
+from distsam.runs.lock import RunLock
+from distsam.runs.study import StudyFolder
+from distsam.runs.summary import Summary, read_summary
+from distsam.train.config_file import load_config
+
+# How a run ends that has done all that it was to do.
+_ENDS = ("last step", "early stopping", "time limit")
+_DIVERGED = "diverged"
+
+
+class Interrupted(Exception):
+    """A run of the study was stopped by a signal; its state is saved."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study.
+
+    Args:
+        folder: its run folder.
+        overrides: of the study's base config, as `load_config` takes them.
+        steps: of the whole run; where it has done as many already, there is nothing to do.
+        label: for people.
+    """
+
+    folder: Path
+    overrides: tuple[str, ...]
+    label: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job came to; `summary` is None where the run diverged."""
+
+    summary: Summary | None
+
+    def score(self, key: str) -> float:
+        """The score of this name; nan where there is none, or it is no finite number."""
+        value = None if self.summary is None else self.summary.numbers.get(key)
+        return float(value) if value is not None and math.isfinite(value) else math.nan
+
+
+def outcome(job: Job) -> Outcome | None:
+    """What the job came to; None while it has not ended."""
+    if _has_diverged(job):
+        return Outcome(None)
+    summary = read_summary(RunFolder(job.folder).summary)
+    if summary is None or summary.stopped_by not in _ENDS:
+        return None
+    # A run that is to go on further than it has: ended early, it has no further to go.
+    is_whole = summary.steps >= job.steps or summary.stopped_by != "last step"
+    return Outcome(summary) if is_whole else None
+
+
+@contextlib.contextmanager
+def claimed(study: StudyFolder, job: Job) -> Iterator[bool]:
+    """Hold the job while another process of the study may look for work too; False if another one holds it."""
+    # The name of a claim says nothing: a path made into a name could be too long for one.
+    name = sha256(str(job.folder.relative_to(study.path)).encode()).hexdigest()[:24]
+    try:
+        lock = RunLock(study.claims / name)
+    except ArgumentError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def run_job(study: StudyFolder, job: Job) -> Outcome:
+    """Train the job to its end, from wherever it was left; what it prints goes to the study's log.
+
+    Raises:
+        InputError: it cannot be trained.
+        Interrupted: a signal stopped it.
+    """
+    # Imported here: a study is planned and looked at without torch.
+    from distsam.train.run import run_training
+
+    overrides = [*job.overrides, f"run.dir={json.dumps(str(job.folder))}", "train.resume=auto"]
+    config = load_config(study.base, overrides)
+    if config.train.num_threads is None:
+        # The same sums, whatever the machine and the number of workers.
+        config = config.model_copy(update={"train": config.train.model_copy(update={"num_threads": 1})})
+    with study.log.open("a", encoding="utf-8", errors="replace") as log, _into(log):
+        print(f"--- {job.label}", file=log)
+        try:
+            summary = run_training(config)
+        except TrainingDiverged as error:
+            print(f"distsam: {error}", file=log)
+            return _diverged(job, str(error))
+    if summary.stopped_by not in _ENDS:
+        raise Interrupted(summary.stopped_by)
+    return Outcome(summary)
+
+
+def _diverged(job: Job, why: str) -> Outcome:
+    # Named by the steps: a longer run of the same setting starts from the same weights, and does so again.
+    write_atomically(job.folder / f"{_DIVERGED}.json", json.dumps({"why": why, "steps": job.steps}) + "\n")
+    return Outcome(None)
+
+
+def _has_diverged(job: Job) -> bool:
+    return (job.folder / f"{_DIVERGED}.json").exists()
+
+
+@contextlib.contextmanager
+def _into(log: TextIO) -> Iterator[None]:
+    with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        yield
+
+
+def one_line(error: InputError, label: str) -> InputError:
+    """The same mistake, with the run that it was found in."""
+    return InputError(f"{label}: {' '.join(str(error).split())}")

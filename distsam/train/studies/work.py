@@ -1,0 +1,117 @@
+"""Doing the runs of a study: by this process, and by others beside it that share its folder and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from typing import Protocol
+
+from distsam.errors import InputError
+from distsam.runs.study import StudyFolder
+from distsam.train.studies.jobs import Interrupted, Job, claimed, one_line, outcome, run_job
+
+_WAIT_S = 0.3
+_INTERRUPTED = 130
+
+
+class Study(Protocol):
+    """A question that is answered by many runs; all that is known of it lies in its folder."""
+
+    folder: StudyFolder
+
+    def todo(self) -> Sequence[Job] | None:
+        """Runs that can be done now, in their order, held by others or not; None once none is left to do."""
+        ...
+
+    def prepare(self, job: Job) -> Job:
+        """The job, which this process holds now, as it is to be done."""
+        ...
+
+    def report(self, job: Job) -> str:
+        """One line on a run that has ended just now."""
+        ...
+
+
+def work(study: Study) -> None:
+    """Do runs of the study until none is left. Others may do the same at the same time, on any machine.
+
+    Raises:
+        InputError: a run cannot be trained; the message names it.
+        Interrupted: a signal stopped it.
+    """
+    while (jobs := study.todo()) is not None:
+        if not any(_done_by_us(study, job) for job in jobs):
+            time.sleep(_WAIT_S)  # what is left, others are doing
+
+
+def work_together(study: Study, workers: int) -> None:
+    """Do the study by `workers` processes of this machine.
+
+    Raises:
+        InputError: see `work`; of another process only that it has said why.
+        Interrupted: a signal stopped it.
+    """
+    if workers == 1:
+        work(study)
+        return
+    # With its stdin a worker notices that this process is gone, however it went, and goes too.
+    command = [sys.executable, "-m", "distsam", "work", str(study.folder.path), "--tied"]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(workers)]
+    try:
+        codes = _wait_for(processes)
+    except KeyboardInterrupt:
+        codes = [_INTERRUPTED]
+    finally:
+        _end(processes)
+    if any(codes):
+        raise SystemExit(next(code for code in codes if code))
+
+
+def end_with_parent() -> None:
+    """Let this process end as soon as the one that started it does: its standard input ends then."""
+
+    def watch() -> None:
+        sys.stdin.buffer.read()
+        # A run that is cut off here goes on from its last checkpoint, like any other that was killed.
+        os._exit(_INTERRUPTED)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+def _wait_for(processes: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Exit codes once all have ended well, or one has not."""
+    while True:
+        codes = [process.poll() for process in processes]
+        if any(codes) or None not in codes:
+            return [code or 0 for code in codes]
+        time.sleep(_WAIT_S)
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    """Let those that still run save what they do, and wait for them."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.wait()
+        if process.stdin is not None:
+            process.stdin.close()
+
+
+def _done_by_us(study: Study, job: Job) -> bool:
+    with claimed(study.folder, job) as is_ours:
+        # Another process may have ended it since it was listed.
+        if not is_ours or outcome(job) is not None:
+            return False
+        job = study.prepare(job)
+        try:
+            run_job(study.folder, job)
+        except Interrupted:
+            raise
+        except InputError as mistake:
+            raise one_line(mistake, job.label) from None
+        print(study.report(job), flush=True)
+        return True
