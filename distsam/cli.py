@@ -16,6 +16,7 @@ from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
+from distsam.commands.tune import tune
 from distsam.commands.work import work
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, export, compare, work, init, keys):
+for command in (train, evaluate, predict, export, tune, compare, work, init, keys):
     app.command()(command)
 
 

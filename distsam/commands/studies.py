@@ -8,10 +8,13 @@ from typing import Any
 
 from distsam.commands.table import number
 from distsam.errors import InputError
+from distsam.runs.folder import RunFolder
 from distsam.runs.numbers import without_infinities
 from distsam.runs.study import StudyFolder, write_result
+from distsam.runs.summary import read_summary
 
 _INTERRUPTED = 130
+_MAX_SHOWN = 5
 
 _SCRIPT = """#!/bin/bash
 #SBATCH --job-name=distsam-study
@@ -35,22 +38,46 @@ def run_study(folder: StudyFolder, workers: int, slurm: int = 0) -> None:
     if slurm:
         print(_submit(folder, slurm))
         return
+    from distsam.train.studies.comparison import Comparison
+
     study = do_runs(folder, workers)
+    if isinstance(study, Comparison):
+        _show_comparison(study)
+    else:
+        _show_search(study)
+
+
+def _show_comparison(study: Any) -> None:
     result = _summarised(study)
-    write_result(folder.comparison, result)
+    write_result(study.folder.comparison, result)
     print(comparison_table(result))
-    print(f"\n{'comparison':<15} {folder.comparison}")
+    print(f"\n{'comparison':<15} {study.folder.comparison}")
+
+
+def _show_search(study: Any) -> None:
+    from distsam.report.search import plot_search
+    from distsam.runs.atomic import write_atomically
+
+    folder, result = study.folder, without_infinities(study.facts())
+    try:
+        write_atomically(folder.best, study.best_config())
+        plot_search(result, folder.search_plot)
+    except OSError as error:
+        raise InputError(f"{folder.path}: cannot be written ({error.strerror})") from None
+    write_result(folder.tuning, result)
+    print(search_table(result, folder))
 
 
 def do_runs(folder: StudyFolder, workers: int, tied: bool = False) -> Any:
     """The study, once none of its runs is left to do."""
     from distsam.train.studies.comparison import Comparison
     from distsam.train.studies.jobs import Interrupted
+    from distsam.train.studies.tuning import KIND, Tuning
     from distsam.train.studies.work import end_with_parent, work_together
 
     if tied:
         end_with_parent()
-    study = Comparison(folder)
+    study = (Tuning if folder.read_plan().get("kind") == KIND else Comparison)(folder)
     try:
         work_together(study, workers)
     except (Interrupted, KeyboardInterrupt):
@@ -78,6 +105,29 @@ def comparison_table(result: dict[str, Any]) -> str:
         )
     notes = [f"note: {note}" for note in result["notes"]]
     return "\n".join(["", *lines, "", *notes, result["verdict"]])
+
+
+def search_table(result: dict[str, Any], folder: StudyFolder) -> str:
+    """The best settings, and what people do next."""
+    goal, shown = result["goal"]["key"], result["trials"][:_MAX_SHOWN]
+    lines = ["", f"{goal:>14}{'steps':>8}  setting"]
+    for trial in shown:
+        settings = ", ".join(f"{key}={value}" for key, value in trial["settings"].items() if value is not None)
+        steps = result["steps"][trial["rung"]]
+        lines.append(f"{number(trial['goal']):>14}{steps:>8}  {settings or 'the config as it is'}")
+    mattered = ", ".join(f"{key} {share:.0%}" for key, share in result["importances"].items())
+    best = result["best"]
+    facts = [
+        ("settings", f"{len(result['trials'])} in {result['minutes']:.1f} minutes"),
+        ("what mattered", mattered or "too few settings to tell"),
+        ("best runs", ", ".join(str(folder.path / run) for run in best["runs"])),
+    ]
+    for run in best["runs"]:
+        summary = read_summary(RunFolder(folder.path / run).summary)
+        value = None if summary is None else summary.numbers.get(result["score"])
+        facts.append((result["score"], f"{number(value)}  ({run})"))
+    facts += [("picture", str(folder.search_plot)), ("next", f"distsam train {folder.best}")]
+    return "\n".join([*lines, "", *(f"{label:<15} {text}" for label, text in facts)])
 
 
 def _target(arm: dict[str, Any], num_seeds: int) -> str:

@@ -33,6 +33,25 @@ def new_figure(title: str) -> tuple[Any, list[Any]]:
     return figure, panels
 
 
+def figure_of(title: str, num_panels: int) -> tuple[Any, list[Any]]:
+    """A figure of so many panels beside each other, at most three in a row, each with axes of its own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, num_panels)
+    rows = -(-num_panels // columns)
+    figure = Figure(figsize=(5.3 * columns, 4.2 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axis in panels:
+        axis.grid(True, alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    for axis in panels[num_panels:]:
+        axis.remove()
+    return figure, panels[:num_panels]
+
+
 def save_figure(figure: Any, target: Path) -> None:
     """Write the figure as PNG into `target`, whole or not at all."""
 

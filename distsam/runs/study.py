@@ -46,6 +46,16 @@ class StudyFolder:
         """The result of a search."""
         return self.path / "tune.json"
 
+    @property
+    def best(self) -> Path:
+        """The best config of a search."""
+        return self.path / "best.yaml"
+
+    @property
+    def search_plot(self) -> Path:
+        """The picture of a search."""
+        return self.path / "tune.png"
+
     def is_study(self) -> bool:
         """Whether this is the folder of a study."""
         try:

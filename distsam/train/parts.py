@@ -7,12 +7,13 @@ A newcomer registers with one call, from anywhere, before the config is read:
 from functools import partial
 
 from distsam.train import completion_parts as completion
+from distsam.train import completion_search
 from distsam.train import engine_parts as engines
 from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart
+from distsam.train.seams import EnginePart, Part, Seam, Search, SectionForm, SumSeam, TaskPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -89,6 +90,7 @@ TASKS.add(
         origin=completion.origin,
         arguments={"batch_size": "train.batch_size", "loss": "train.loss", "accumulate": "train.accumulate"},
         arguments_section="network",
+        search=Search(completion_search.spaces_of_completion, completion_search.settings_of_completion),
     )
 )
 TASKS.add(

@@ -52,6 +52,7 @@ __all__ = [
     "Part",
     "PrivateAttr",
     "Seam",
+    "Search",
     "Section",
     "SectionForm",
     "Shape",
@@ -295,6 +296,19 @@ class EnginePart(Part):
 
 
 @dataclass(frozen=True)
+class Search:
+    """Where to look for good settings of a task.
+
+    Args:
+        spaces: (config, task) -> the space that a search varies when its user names none; key -> Space.
+        settings: (values of such keys, config, task) -> dotted key -> value, as the config takes them.
+    """
+
+    spaces: Callable[[Any, Any], dict[str, Any]]
+    settings: Callable[[Mapping[str, Any], Any, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class TaskPart(Part):
     """A part of the seam of tasks, which may bring sections of its own, and keys to others.
 
@@ -305,6 +319,7 @@ class TaskPart(Part):
         origin: (key, value) of where the data come from, for messages about them.
         arguments: arguments of the task and its methods -> the keys by which they are given; others are keys of
             `arguments_section`.
+        search: where to look for good settings; None: learning rate and decay alone.
     """
 
     sections: tuple[SectionForm, ...] = ()
@@ -313,6 +328,7 @@ class TaskPart(Part):
     origin: Callable[[Any], tuple[str, Any]] = lambda config: ("task.kind", config.task.kind)
     arguments: Mapping[str, str] = field(default_factory=dict)
     arguments_section: str = "task"
+    search: Search | None = None
 
     def naming(self) -> AbstractContextManager[None]:
         """Say errors about the task's arguments with their keys."""

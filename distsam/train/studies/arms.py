@@ -13,12 +13,15 @@ from distsam.train.config import Config
 from distsam.train.config_file import load_config, read_yaml
 from distsam.train.studies.space import Space, parse_space
 
-# What each word brings to tune. Ranges of the papers and of what was found here; three decades or more.
-_TUNES = {
+# What each method brings to tune. Ranges of the papers and of what was found here; three decades or more.
+METHOD_SPACES = {
     "sam": ("rho", "log:0.001:1"),
     "das": ("alpha", "log:0.001:10"),
     "nbar": ("alpha", "log:0.01:100"),
     "obar": ("alpha", "log:0.01:100"),
+}
+_TUNES = {
+    **METHOD_SPACES,
     "wd": ("weight_decay", "log:0.001:10"),
     "l2": ("weight_decay", "log:0.00001:0.1"),
 }

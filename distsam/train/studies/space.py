@@ -31,13 +31,13 @@ class Space:
         if self.kind == "choice":
             return self.choices[floor(share * len(self.choices))]
         if self.kind == "linear":
-            return _rounded(self.low + share * (self.high - self.low))
+            return rounded(self.low + share * (self.high - self.low))
         if self.kind == "int":
             return int(self.low) + floor(share * (self.high - self.low + 1))
         if self.kind == "logint":
             # From half below the low end to half above the high one, so that each whole number has its part.
             return min(int(self.high), max(int(self.low), round(_between(self.low - 0.5, self.high + 0.5, share))))
-        return _rounded(_between(self.low, self.high, share))
+        return rounded(_between(self.low, self.high, share))
 
 
 def parse_space(key: str, text: str) -> Space:
@@ -107,5 +107,6 @@ def _between(low: float, high: float, share: float) -> float:
     return exp(log(low) + share * (log(high) - log(low)))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """Three significant digits: a learning rate of 0.00316 is as good as one of 0.0031622."""
     return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,348 @@
+"""A search for good settings within so many minutes: asynchronous successive halving over settings and seeds.
+
+Every setting is first trained for a ninth of the steps on one seed; the best third of those goes on, from its
+checkpoint, to a third of the steps and a second seed, the best third of those to all steps and all seeds. Workers never
+wait for a rung to be full: who is free takes the best setting that has earned more, else a new one.
+
+Source: Li et al., "A system for massively parallel hyperparameter tuning", MLSys 2020 (ASHA); here a setting that goes
+on keeps its weights, and adds seeds.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from distsam.errors import InputError
+from distsam.runs.atomic import write_atomically
+from distsam.runs.study import StudyFolder
+from distsam.runs.summary import read_summary
+from distsam.train import parts
+from distsam.train.config import Config
+from distsam.train.config_file import load_config, to_yaml
+from distsam.train.studies.arms import METHOD_SPACES, as_overrides
+from distsam.train.studies.clock import StudyClock
+from distsam.train.studies.jobs import Job, outcome
+from distsam.train.studies.space import Space, parse_space
+
+KIND = "search"
+_REDUCTION = 3
+_NUM_RUNGS = 3
+_RATES = "log:0.001:0.1"
+_DECAYS = {"adamw": "log:0.001:10"}
+_L2 = "log:0.000001:0.03"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting, and how far it may go.
+
+    Args:
+        index: its number; 0 is the config as it is.
+        values: key of the space -> value; empty for the config as it is.
+        settings: dotted key -> value, as the config takes them.
+        rung: 0, 1, ..: the last one it may do.
+    """
+
+    index: int
+    values: dict[str, Any]
+    settings: dict[str, Any]
+    rung: int = 0
+
+
+class Tuning:
+    """A search in its folder.
+
+    Args:
+        folder: with base.yaml and plan.json.
+    """
+
+    def __init__(self, folder: StudyFolder) -> None:
+        plan = folder.read_plan()
+        self.folder = folder
+        self.spaces = {key: _space(content) for key, content in plan["spaces"].items()}
+        self.seeds, self.max_trials = list(plan["seeds"]), plan["trials"]
+        self.goal, self.score, self.higher_is_better = plan["goal"], plan["score"], plan["higher_is_better"]
+        self.rungs: list[int] = plan["rungs"]
+        self.limit_s = 60.0 * plan["minutes"]
+        self.clock = StudyClock(folder.path / "clock")
+        self._config = load_config(folder.base)
+        self._task: Any = None
+        self._sign = 1.0 if self.higher_is_better else -1.0
+
+    def todo(self) -> list[Job] | None:
+        """What was begun, then the setting that has earned more, then a new one; None when time or trials are over."""
+        self.clock.tick()
+        trials = self.trials()
+        begun = [job for trial in trials for job in self._jobs(trial) if outcome(job) is None]
+        if self.clock.spent_s >= self.limit_s:
+            return None
+        candidates = [self._job(trial, trial.rung, self.seeds[0]) for trial in self._promotable(trials)[:1]]
+        if self.max_trials is None or len(trials) < self.max_trials:
+            candidates.append(self._new_job(len(trials)))
+        return begun + candidates or None
+
+    def prepare(self, job: Job) -> Job:
+        """Choose what a new setting is; write down that a setting goes on; leave the run the time that is left."""
+        index = int(job.folder.parent.name)
+        known = {trial.index: trial for trial in self.trials()}
+        trial = known.get(index) or self._sampled(index)
+        rung = self.rungs.index(job.steps)
+        if index not in known or rung > trial.rung:
+            trial = replace(trial, rung=rung)
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._file(index), json.dumps(asdict(trial)) + "\n")
+        summary = read_summary(job.folder / "summary.json")
+        done_s = 0.0 if summary is None else summary.wall_s
+        left_s = max(1.0, self.limit_s - self.clock.spent_s)
+        made = self._job(trial, rung, int(job.folder.name.partition("-")[2]))
+        return replace(made, overrides=(*made.overrides, f"train.max_seconds={done_s + left_s:.1f}"))
+
+    def report(self, job: Job) -> str:
+        """Where the search stands, and what the run came to."""
+        ended = outcome(job)
+        value = math.nan if ended is None else ended.score(self.goal)
+        spent = self.clock.spent_s / 60
+        return f"[{spent:.1f}/{self.limit_s / 60:g} min] {job.label}: {self.goal} {value:.4g}"
+
+    def trials(self) -> list[Trial]:
+        """All settings that were begun, in order."""
+        found: list[Trial] = []
+        while (content := _read(self._file(len(found)))) is not None:
+            found.append(Trial(**content))
+        return found
+
+    def result_at(self, trial: Trial, rung: int) -> float | None:
+        """Mean goal at the end of a rung over its seeds, larger is better; None while a run is missing."""
+        ended = [outcome(self._job(trial, rung, seed)) for seed in self._seeds_of(rung)]
+        values = [self._sign * found.score(self.goal) for found in ended if found is not None]
+        if len(values) < len(ended):
+            return None
+        return -math.inf if any(map(math.isnan, values)) else fmean(values)
+
+    def ranked(self) -> list[tuple[Trial, int, float]]:
+        """(setting, rung, score) of all that have ended one, those that went furthest first, then by their score."""
+        found: list[tuple[Trial, int, float]] = []
+        for trial in self.trials():
+            ended = [(rung, self.result_at(trial, rung)) for rung in range(trial.rung, -1, -1)]
+            known = [(rung, score) for rung, score in ended if score is not None]
+            if known:
+                found.append((trial, *known[0]))
+        return sorted(found, key=lambda entry: (entry[1], entry[2]), reverse=True)
+
+    def facts(self) -> dict[str, Any]:
+        """What was tried and what was best: content of tune.json.
+
+        Raises:
+            InputError: no run has ended within the time.
+        """
+        from distsam.train.studies.sampler import importances
+
+        ranked = self.ranked()
+        if not ranked:
+            raise InputError(f"--minutes: {self.limit_s / 60:g} were too few for a single run; give more")
+        best, rung, _ = ranked[0]
+        return {
+            "goal": {"key": self.goal, "higher_is_better": self.higher_is_better},
+            "score": self.score,
+            "seeds": self.seeds,
+            "steps": self.rungs,
+            "minutes": self.clock.spent_s / 60,
+            "spaces": {key: asdict(space) for key, space in self.spaces.items()},
+            "trials": [
+                {**asdict(trial), "rung": at, "goal": self._sign * score if math.isfinite(score) else None}
+                for trial, at, score in ranked
+            ],
+            "best": {
+                **asdict(best),
+                "rung": rung,
+                "runs": [str(job.folder.relative_to(self.folder.path)) for job in self._jobs_at(best, rung)],
+            },
+            "importances": importances(self.spaces, self._tried()),
+        }
+
+    def best_config(self) -> str:
+        """The best setting as the text of a config, ready to train."""
+        best = self.ranked()[0][0]
+        overrides = [*as_overrides(best.settings), f"train.steps={self.rungs[-1]}"]
+        overrides.append(f"run.dir={json.dumps(str(self.folder.path / 'best'))}")
+        return to_yaml(load_config(self.folder.base, overrides))
+
+    def _promotable(self, trials: Sequence[Trial]) -> list[Trial]:
+        """Settings that may go on, as they will be: of the best third of a rung those that are not beyond it."""
+        for rung in range(len(self.rungs) - 2, -1, -1):
+            scored = [(score, trial) for trial in trials if (score := self.result_at(trial, rung)) is not None]
+            scored.sort(key=lambda pair: (-pair[0], pair[1].index))
+            best = [t for score, t in scored[: len(scored) // _REDUCTION] if t.rung == rung and score > -math.inf]
+            if best:
+                return [replace(trial, rung=rung + 1) for trial in best]
+        return []
+
+    def _sampled(self, index: int) -> Trial:
+        if index == 0:
+            return Trial(0, {}, {})
+        from distsam.train.studies.sampler import suggest
+
+        values = suggest(self.spaces, self._tried(), seed=index)
+        return Trial(index, values, self._settings(values))
+
+    def _tried(self) -> list[tuple[dict[str, Any], float]]:
+        """Settings with their scores, in order. A setting that did not go on is judged by where it stopped."""
+        ranked = sorted(self.ranked(), key=lambda entry: entry[0].index)
+        return [(trial.values, score) for trial, _, score in ranked if trial.values]
+
+    def _settings(self, values: dict[str, Any]) -> dict[str, Any]:
+        search = parts.TASKS.chosen(self._config.task).search
+        if search is None:
+            return values
+        if self._task is None:
+            self._task = task_of(self._config)
+        return search.settings(values, self._config, self._task)
+
+    def _jobs(self, trial: Trial) -> Iterator[Job]:
+        """The runs of the rung that the setting is at."""
+        yield from self._jobs_at(trial, trial.rung)
+
+    def _jobs_at(self, trial: Trial, rung: int) -> Iterator[Job]:
+        for seed in self._seeds_of(rung):
+            yield self._job(trial, rung, seed)
+
+    def _seeds_of(self, rung: int) -> list[int]:
+        is_last = rung == len(self.rungs) - 1
+        return self.seeds if is_last else self.seeds[: rung + 1]
+
+    def _job(self, trial: Trial, rung: int, seed: int) -> Job:
+        steps = self.rungs[rung]
+        shown = ", ".join(f"{key}={value}" for key, value in trial.settings.items() if value is not None)
+        overrides = (*as_overrides(trial.settings), f"train.steps={steps}", f"run.seed={seed}")
+        folder = self._file(trial.index).parent / f"seed-{seed}"
+        label = f"{trial.index}: {shown or 'the config as it is'}, {steps} steps, seed {seed}"
+        return Job(folder, overrides, label, steps)
+
+    def _new_job(self, index: int) -> Job:
+        return self._job(Trial(index, {}, {}), 0, self.seeds[0])
+
+    def _file(self, index: int) -> Path:
+        return self.folder.path / "trials" / f"{index}" / "trial.json"
+
+
+def plan_tuning(
+    folder: StudyFolder,
+    config: Config,
+    over: dict[str, str],
+    *,
+    minutes: float,
+    num_seeds: int,
+    trials: int | None = None,
+) -> None:
+    """Check everything that is asked and write it into `folder`.
+
+    Args:
+        folder: of the search; one that holds the same search is gone on with.
+        config: that settings are laid over; its seed is the first.
+        over: dotted key -> space, see `parse_space`; the task's default space when empty.
+        minutes: of wall time for all runs together.
+        num_seeds: over which the best settings are averaged.
+        trials: at most so many settings; None: as many as the time allows.
+
+    Raises:
+        InputError: something of it cannot be used.
+    """
+    if not 0 < minutes < math.inf:
+        raise InputError(f"--minutes: {minutes:g} is no time; give some minutes")
+    if num_seeds < 1:
+        raise InputError(f"--seeds: {num_seeds} is too few; give 1 or more")
+    if trials is not None and trials < 1:
+        raise InputError(f"--trials: {trials} is too few; give 1 or more")
+    task = task_of(config)
+    spaces = {key: parse_space(key, text) for key, text in over.items()} or default_spaces(config, task)
+    _check_keys(config, spaces, task)
+    goal = task.goal
+    _check_validation(config, goal.key)
+    plan = {
+        "kind": KIND,
+        "spaces": {key: asdict(space) for key, space in spaces.items()},
+        "seeds": [config.run.seed + i for i in range(num_seeds)],
+        "minutes": minutes,
+        "trials": trials,
+        "rungs": _rungs(config),
+        "goal": goal.key,
+        "higher_is_better": goal.higher_is_better,
+        "score": goal.headline[0][1] if goal.headline else goal.key,
+    }
+    folder.begin(to_yaml(config), plan)
+
+
+def default_spaces(config: Config, task: Any) -> dict[str, Space]:
+    """What is varied when its user does not say: the task's own space, rate, decay, and what the method has."""
+    search = parts.TASKS.chosen(config.task).search
+    spaces = {} if search is None else search.spaces(config, task)
+    spaces["optim.lr"] = parse_space("optim.lr", _RATES)
+    spaces["optim.weight_decay"] = parse_space("optim.weight_decay", _DECAYS.get(config.optim.base, _L2))
+    for part in parts.METHODS.split(config.optim.method):
+        if part.word in METHOD_SPACES:
+            key, text = METHOD_SPACES[part.word]
+            spaces[f"optim.{key}"] = parse_space(f"optim.{key}", text)
+    return spaces
+
+
+def task_of(config: Config) -> Any:
+    """The task, in this process."""
+    from distsam.sharding import Layout
+    from distsam.train.build import build_task
+
+    return build_task(config, Layout.alone("cpu"))
+
+
+def _rungs(config: Config) -> list[int]:
+    """Steps at which settings are halved; the whole run alone where its course depends on its length."""
+    steps = config.train.steps
+    shapes = [getattr(config.optim, key, "constant") for key in ("schedule", "rho_schedule", "alpha_schedule")]
+    if any(shape != "constant" for shape in shapes):
+        return [steps]
+    rungs = [steps // _REDUCTION**k for k in range(_NUM_RUNGS - 1, -1, -1)]
+    # A rung must end after the warm-up and with an evaluation that can choose weights.
+    least = max(config.optim.warmup_steps + 1, config.train.eval_every or config.train.log_every)
+    return [rung for rung in dict.fromkeys(rungs) if rung >= least or rung == steps]
+
+
+def _check_keys(config: Config, spaces: dict[str, Space], task: Any) -> None:
+    """InputError where a value of a space cannot be used."""
+    search = parts.TASKS.chosen(config.task).search
+    for share in (0.0, 0.999):
+        values = {key: space.at(share) for key, space in spaces.items()}
+        settings = values if search is None else search.settings(values, config, task)
+        try:
+            _loaded(config, as_overrides(settings))
+        except InputError as mistake:
+            raise InputError(f"--over: {mistake}") from None
+
+
+def _loaded(config: Config, overrides: list[str]) -> Config:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as scratch:
+        base = Path(scratch) / "base.yaml"
+        base.write_text(to_yaml(config), encoding="utf-8")
+        return load_config(base, overrides)
+
+
+def _check_validation(config: Config, goal: str) -> None:
+    data = getattr(config, "data", None)
+    if data is not None and data.validation == 0 and goal.startswith("validation/"):
+        raise InputError("data.validation: 0 leaves no entries to choose settings by; give it 0.1, for instance")
+
+
+def _space(content: dict[str, Any]) -> Space:
+    return Space(**{**content, "choices": tuple(content["choices"])})
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
