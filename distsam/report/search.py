@@ -21,6 +21,8 @@ def plot_search(result: Mapping[str, Any], target: Path) -> None:
     figure, panels = figure_of(f"{len(result['trials'])} settings in {result['minutes']:.1f} minutes", len(keys))
     for axis, key in zip(panels, keys, strict=True):
         _draw_key(axis, key, trials, result)
+    if trials:
+        panels[0].legend(fontsize="small")
     save_figure(figure, target)
 
 

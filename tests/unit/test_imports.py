@@ -31,7 +31,18 @@ ROOMS_BELOW = {
     "errors": set(),
     "environment": set(),
 }
-ONE_IMPORTER = ("deepspeed", "wandb", "matplotlib", "opt_einsum", "omegaconf", "yaml", "rich", "scipy", "optuna", "torchmetrics")
+ONE_IMPORTER = (
+    "deepspeed",
+    "wandb",
+    "matplotlib",
+    "opt_einsum",
+    "omegaconf",
+    "yaml",
+    "rich",
+    "scipy",
+    "optuna",
+    "torchmetrics",
+)
 BELOW_TRAIN = (
     "tensornet",
     "sharding",
