@@ -10,9 +10,9 @@ from distsam.balance.norms import norms
 from distsam.tensornet import core_networks
 
 # Length of SAM's whole perturbation, relative to that of all weights.
-REACH = 0.003
+REACH = 0.001
 # Change of a core by BAR, relative to that of its entries by a step of Adam.
-PULL = 0.1
+PULL = 0.01
 DIGITS = 3
 
 

@@ -19,19 +19,19 @@ class AdamKeys(Section):
 
 
 def _auto_rho(optim: Any, model: Any) -> float:
-    from distsam.optim.auto_strength import auto_rho
+    from distsam.optim import auto_rho
 
     return auto_rho(model, optim.scope)
 
 
 def _auto_das_alpha(optim: Any, model: Any) -> float:
-    from distsam.optim.auto_strength import auto_das_alpha
+    from distsam.optim import auto_das_alpha
 
     return auto_das_alpha(model, optim.norm)
 
 
 def _auto_bar_alpha(optim: Any, model: Any) -> float:
-    from distsam.optim.auto_strength import auto_bar_alpha
+    from distsam.optim import auto_bar_alpha
 
     return auto_bar_alpha(model)
 

@@ -3,7 +3,7 @@
 from auto_cases import model_of, numbers_of_this_rank
 from rank_pool import RankPool
 
-from distsam.optim.auto_strength import auto_bar_alpha, auto_rho
+from distsam.optim import auto_bar_alpha, auto_rho
 
 
 def test_two_ranks_have_the_numbers_of_the_first(two_ranks: RankPool) -> None:
