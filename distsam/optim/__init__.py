@@ -1,6 +1,7 @@
 """How do the cores move? SAM's ascents, the rescales DAS and BAR, around any torch optimizer, guarded and measured."""
 
 from distsam.optim.ascent import SCOPES, Ascent, GradientAscent, Sweep
+from distsam.optim.auto_strength import auto_bar_alpha, auto_das_alpha, auto_rho
 from distsam.optim.bar import BAR
 from distsam.optim.das import DAS
 from distsam.optim.rescale import Rescale, Rescaling
@@ -22,4 +23,7 @@ __all__ = [
     "Sweep",
     "TwoPass",
     "Wrapper",
+    "auto_bar_alpha",
+    "auto_das_alpha",
+    "auto_rho",
 ]

@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -13,19 +13,25 @@ from distsam.balance import BalanceCoordinator
 from distsam.engine import Engine, Schedule
 from distsam.errors import InputError
 from distsam.optim import Plain, Wrapper
+from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, shard
 from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks
 from distsam.train import parts
 from distsam.train.agreement import agreed
+from distsam.train.auto_values import auto_values, with_values
 from distsam.train.config import Config
 from distsam.train.keys_of_arguments import arguments_as_keys
 
 
 @dataclass(frozen=True, eq=False)
 class RunParts:
-    """What a run consists of, ready for its first step."""
+    """What a run consists of, ready for its first step.
+
+    Args:
+        auto: the numbers that stand in place of auto, by key of the optim section.
+    """
 
     layout: Layout
     task: Task
@@ -33,6 +39,7 @@ class RunParts:
     plan: ShardPlan
     coordinator: BalanceCoordinator
     engine: Engine
+    auto: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -47,6 +54,13 @@ class RunParts:
     def counts(self) -> dict[str, float | int | None]:
         """What is published of the engine's counters: those of wrappers, such as das/clipped."""
         return {name: count for name, count in self.engine.counters().items() if "/" in name}
+
+    def settled(self) -> dict[str, float | int | None]:
+        """What is published of the numbers in place of auto: auto/rho and auto/alpha, which are the same in each row.
+
+        Where a schedule changes them, they are its start.
+        """
+        return {f"auto/{key}": value for key, value in self.auto.items()}
 
 
 def build_plan(config: Config) -> Plan:
@@ -107,10 +121,13 @@ def build_model(config: Config, task: Task) -> nn.Module:
     return model
 
 
-def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
+def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | None = None) -> RunParts:
     """Everything of a run on this rank.
 
-    Collectives: those of `shard`; every rank calls it.
+    Args:
+        folder: of the run, where it may be one that goes on; see `auto_values`.
+
+    Collectives: those of `auto_values` and `shard`; every rank calls it.
 
     Raises:
         InputError: a start that does not exist, or a plan that cannot serve the model.
@@ -118,6 +135,9 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
     # Placing it runs collectives, in which the others would wait for a rank that has no model.
     model = agreed(lambda: build_model(config, task))
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
+    # While it is whole on every rank: its norms are known without a collective.
+    auto = auto_values(config, model, folder)
+    config = with_values(config, auto)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with arguments_as_keys("sharding"):
         plan = build_plan(config).place(shapes, layout.axes)
@@ -136,7 +156,7 @@ def build_parts(config: Config, task: Task, layout: Layout) -> RunParts:
         clip_norm=config.optim.clip_norm,
         schedules=list(_schedules(config, optimizer)),
     )
-    return RunParts(layout, task, model, plan, coordinator, engine)
+    return RunParts(layout, task, model, plan, coordinator, engine, auto)
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:

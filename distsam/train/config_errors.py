@@ -166,7 +166,8 @@ def _wanted(fault: Any) -> str:
         sign, name = _BOUNDS[fault["type"]]
         return f"{sign} {fault['ctx'][name]:g}"
     if fault["type"] == "literal_error":
-        choices = f"one of {fault['ctx']['expected'].replace(chr(39), '').replace(' or ', ', ')}"
+        expected = fault["ctx"]["expected"].replace("'", "").replace(" or ", ", ")
+        choices = f"one of {expected}" if "," in expected else expected
         is_bool = isinstance(fault["input"], bool)
         return choices + (" (YAML reads on and yes as True, off and no as False)" if is_bool else "")
     if fault["type"] == "float_type" and str(fault["input"]).lower().strip("+-") in ("nan", "inf", "infinity"):

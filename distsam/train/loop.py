@@ -95,7 +95,7 @@ class TrainingLoop:
         return self.state.scores
 
     def _begin(self) -> None:
-        row = {**self.score(), **self.parts.coordinator.snapshot(), **self.parts.counts()}
+        row = {**self.score(), **self.parts.coordinator.snapshot(), **self.parts.counts(), **self.parts.settled()}
         if self.parts.rank == 0:
             self._book.open(0, row, waits=False)
 
@@ -138,7 +138,7 @@ class TrainingLoop:
         now = time.perf_counter()
         steps, seconds = step - self._last_row[0], now - self._last_row[1]
         self._last_row = (step, now)
-        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s}
+        numbers: Row = {"time/steps_per_s": steps / seconds, "time/elapsed_s": self.elapsed_s, **self.parts.settled()}
         if is_evaluated:
             numbers.update(self.state.scores)
         self._book.open(step, numbers, waits=is_logged)
@@ -150,7 +150,7 @@ class TrainingLoop:
     def _end(self) -> None:
         """Complete the rows of which the coordinator still holds numbers, and write the last one, due or not."""
         coordinator, step = self.parts.coordinator, self.state.step
-        self.balance = {**coordinator.snapshot(), **self.parts.counts()}
+        self.balance = {**coordinator.snapshot(), **self.parts.counts(), **self.parts.settled()}
         self._collect(coordinator.flush())
         # A run that was resumed at its end has that row in its file already.
         if self.has_stepped and not coordinator.is_due(step) and self.state.scored_step != step:

@@ -16,6 +16,7 @@ def describe_run(run: RunParts, config: Config, step: int) -> str:
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]
+    says += [f"{key}={value:g} by auto" for key, value in run.auto.items()]
     if says_engine := parts.ENGINES.chosen(config.engine).describe(config):
         says.append(says_engine)
     if step:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from distsam.train.seams import Field, Section, Shape
 
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+# A number, or the word by which it follows from the weights at the start.
+Strength = Annotated[float, Field(ge=0)] | Literal["auto"]
 
 
 class SGDKeys(Section):
@@ -17,12 +18,31 @@ class AdamKeys(Section):
     """base: adam and adamw take no keys of their own."""
 
 
+def _auto_rho(optim: Any, model: Any) -> float:
+    from distsam.optim import auto_rho
+
+    return auto_rho(model, optim.scope)
+
+
+def _auto_das_alpha(optim: Any, model: Any) -> float:
+    from distsam.optim import auto_das_alpha
+
+    return auto_das_alpha(model, optim.norm)
+
+
+def _auto_bar_alpha(optim: Any, model: Any) -> float:
+    from distsam.optim import auto_bar_alpha
+
+    return auto_bar_alpha(model)
+
+
 class SAMKeys(Section):
     """method: sam."""
 
     SWEPT: ClassVar = ("rho", "rho_schedule", "rho_warmup_steps", "final_rho")
+    RULES: ClassVar = {"rho": _auto_rho}
 
-    rho: float = Field(default=0.05, ge=0, description="Radius of the perturbation.")
+    rho: Strength = Field(default=0.05, description="Radius of the perturbation; auto: from the norm of the start.")
     rho_schedule: Shape = Field(default="constant", description="Course of rho after its warm-up.")
     rho_warmup_steps: int = Field(default=0, ge=0, description="Steps over which rho rises to its value.")
     final_rho: float = Field(default=0.0, ge=0, description="linear, cosine: what rho goes to as the run ends.")
@@ -33,8 +53,9 @@ class RescaleKeys(Section):
     """method: nbar and obar; das too."""
 
     SWEPT: ClassVar = ("alpha", "alpha_schedule", "alpha_warmup_steps", "final_alpha")
+    RULES: ClassVar = {"alpha": _auto_bar_alpha}
 
-    alpha: NonNegativeFloat = Field(description="Strength of the rescaling.")
+    alpha: Strength = Field(description="Strength of the rescaling; auto: from the norm of the start.")
     alpha_schedule: Shape = Field(default="constant", description="Course of alpha after its warm-up.")
     alpha_warmup_steps: int = Field(default=0, ge=0, description="Steps over which alpha rises to its value.")
     final_alpha: float = Field(default=0.0, ge=0, description="linear, cosine: what alpha goes to as the run ends.")
@@ -42,6 +63,8 @@ class RescaleKeys(Section):
 
 class DASKeys(RescaleKeys):
     """method: das."""
+
+    RULES: ClassVar = {"alpha": _auto_das_alpha}
 
     lambda_max: float = Field(default=0.1, gt=0, lt=1, description="Largest relative rescaling in one step.")
     norm: Literal["cores", "global", "network"] = Field(default="cores", description="Which norm divides.")

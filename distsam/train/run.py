@@ -23,6 +23,7 @@ from distsam.tasks.task import labels as labels_of
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.alerts import Alerts, Bounds
+from distsam.train.auto_values import SAVED
 from distsam.train.build import RunParts, build_layout, build_parts, build_task
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import read_state, tensor_shapes
@@ -100,7 +101,7 @@ def _identify(config: Config, task: Task) -> dict[str, str]:
 
 def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, locks: list[RunLock]) -> RunParts:
     """The parts of the run; on rank 0 the lock of its folder comes into `locks`, also if another rank has a mistake."""
-    run = build_parts(config, task, layout)
+    run = build_parts(config, task, layout, folder)
     if run.rank == 0:
         locks.append(claim_folder(folder, config))
     return run
@@ -273,6 +274,7 @@ class _Run:
             **self.state.plain(),
             "elapsed_s": elapsed_s,
             "engine": engine.state(),
+            SAVED: dict(self.parts.auto),
             "world_size": self.parts.layout.world.world_size,
             "versions": versions(),
         }

@@ -25,6 +25,8 @@ class Section(BaseModel):
 
     # Keys that may be given although the chosen part does not use them: a sweep over the word changes that key alone.
     SWEPT: ClassVar[tuple[str, ...]] = ()
+    # Keys that may be the word AUTO -> what gives the number, from the section and the whole model at its start.
+    RULES: ClassVar[Mapping[str, Callable[[Any, Any], float]]] = {}
 
     def check(self) -> None:
         """Raise ArgumentError(key, problem) where keys that are right one by one do not fit together."""
@@ -47,6 +49,7 @@ class Part:
 
 
 __all__ = [
+    "AUTO",
     "EnginePart",
     "Field",
     "Part",
@@ -63,6 +66,8 @@ __all__ = [
     "field_validator",
 ]
 
+# In place of a number: it follows from the model at its start.
+AUTO = "auto"
 # The course of a value over the steps of a run.
 Shape = Literal["constant", "linear", "cosine"]
 

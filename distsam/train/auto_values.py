@@ -1,0 +1,64 @@
+"""Numbers in place of the word auto: from the model at its start, the same on every rank and in every part of a run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from distsam.errors import InputError
+from distsam.runs.checkpoints import published_checkpoints
+from distsam.runs.folder import RunFolder
+from distsam.train import parts
+from distsam.train.agreement import from_first_rank
+from distsam.train.checkpoint_reader import read_state
+from distsam.train.config import Config
+from distsam.train.seams import AUTO
+
+# What a checkpoint's state calls them.
+SAVED = "auto"
+
+
+def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = None) -> dict[str, float]:
+    """Key of the optim section -> number, for each key that is auto and that the method uses.
+
+    Args:
+        config: of the run.
+        model: whole, at its start.
+        folder: of the run; where this goes on with a run, the numbers that it began with stay.
+
+    Returns:
+        What rank 0 finds, on every rank: the weights of a user's task may differ until they are placed.
+
+    Collectives: one object broadcast where a key is auto; every rank calls it.
+    """
+    rules = {
+        key: rule
+        for part in parts.METHODS.split(config.optim.method)
+        for key, rule in part.keys.RULES.items()
+        if getattr(config.optim, key) == AUTO
+    }
+    if not rules:
+        return {}
+
+    def find() -> dict[str, float]:
+        settled = _settled(folder) if folder is not None and config.train.resume == "auto" else {}
+        return {key: settled[key] if key in settled else rule(config.optim, model) for key, rule in rules.items()}
+
+    return from_first_rank(find)
+
+
+def with_values(config: Config, values: Mapping[str, float]) -> Config:
+    """The config with numbers in place of auto."""
+    return config.model_copy(update={"optim": config.optim.model_copy(update=dict(values))}) if values else config
+
+
+def _settled(folder: RunFolder) -> dict[str, Any]:
+    """What the run in `folder` began with. All its checkpoints hold the same, so any that can be read will do."""
+    for path in reversed(published_checkpoints(folder.checkpoints)):
+        try:
+            saved = read_state(path).get(SAVED)
+        except InputError:
+            continue
+        if isinstance(saved, dict):
+            return {key: value for key, value in saved.items() if isinstance(value, float) and value >= 0}
+    return {}
