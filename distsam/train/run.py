@@ -103,6 +103,9 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, lock
     """The parts of the run; on rank 0 the lock of its folder comes into `locks`, also if another rank has a mistake."""
     run = build_parts(config, task, layout)
     if run.rank == 0:
+        for word, part in parts.TRACKERS.parts.items():
+            with arguments_as_keys(word):
+                part.prepare(getattr(config, word), folder.path)
         locks.append(claim_folder(folder, config))
     return run
 
@@ -341,7 +344,8 @@ class _Run:
     def _open_trackers(self) -> Iterator[Tracker]:
         """Those that the config names."""
         for word, part in parts.TRACKERS.parts.items():
-            tracker = part.build(getattr(self.config, word), self.folder.path, self.config.shown())
+            section = getattr(self.config, word)
+            tracker = part.build(section, self.folder.path, self.config.shown(), self.state.step)
             if tracker is not None:
                 yield tracker
 
