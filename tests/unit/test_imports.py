@@ -31,7 +31,17 @@ ROOMS_BELOW = {
     "errors": set(),
     "environment": set(),
 }
-ONE_IMPORTER = ("deepspeed", "wandb", "tensorboard", "matplotlib", "opt_einsum", "omegaconf", "yaml", "torchmetrics")
+ONE_IMPORTER = (
+    "deepspeed",
+    "wandb",
+    "wandb_workspaces",
+    "tensorboard",
+    "matplotlib",
+    "opt_einsum",
+    "omegaconf",
+    "yaml",
+    "torchmetrics",
+)
 BELOW_TRAIN = (
     "tensornet",
     "sharding",
