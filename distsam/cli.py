@@ -17,7 +17,9 @@ from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
 from distsam.commands.train import train
 from distsam.commands.tune import tune
+from distsam.commands.watch import watch
 from distsam.commands.work import work
+from distsam.commands.workspace import wandb_workspace
 
 app = typer.Typer(
     help="Train sharded tensor networks with distributed SAM and see the norm deviation of their cores.",
@@ -25,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, export, tune, compare, work, init, keys):
+for command in (train, watch, evaluate, predict, export, tune, compare, work, init, keys, wandb_workspace):
     app.command()(command)
 
 

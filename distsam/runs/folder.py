@@ -35,6 +35,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def about(self) -> Path:
+        """What a run that is under way is to come to."""
+        return self.path / "about.json"
+
+    @property
     def curves(self) -> Path:
         """The picture of the rows."""
         return self.path / "curves.png"
@@ -80,7 +85,7 @@ class RunFolder:
             raise ArgumentError("path", f"{self.path} cannot be a folder, because {parent} is a file")
         if self.checkpoints.exists() and not self.checkpoints.is_dir():
             raise ArgumentError("path", f"{self.path} holds a file {self.checkpoints.name}; choose another folder")
-        for file in (self.config, self.metrics, self.summary, self.curves, self.labels, self.lock):
+        for file in (self.config, self.metrics, self.summary, self.about, self.curves, self.labels, self.lock):
             if file.is_dir():
                 raise ArgumentError("path", f"{self.path} holds a folder {file.name}; remove it, or choose another")
         if not os.access(parent, os.W_OK):

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 import time
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -102,6 +103,37 @@ class RunLock:
                 return
 
 
+@dataclass(frozen=True)
+class Holder:
+    """The process that holds a lock, or was the last to hold it.
+
+    Attributes:
+        described: process and machine, for people.
+        lives: whether it holds the lock still.
+    """
+
+    described: str
+    lives: bool
+
+
+def holder_of(path: Path) -> Holder | None:
+    """Who holds the lock file `path`, or died while holding it; None where it was released, or never taken.
+
+    For those who only look: it is read and never locked, because a run that starts at that moment would be refused.
+    """
+    try:
+        with path.open(encoding="utf-8") as stream:
+            holder, silent_s = _read(stream), _silence(stream)
+    except (OSError, ValueError):
+        return None
+    if not holder:
+        return None
+    is_here = holder.get("host") == socket.gethostname()
+    # The beat as well: the number of a process that died may be another's by now.
+    lives = silent_s < _SILENT_S and (not is_here or _is_alive(holder.get("pid")))
+    return Holder(_described(holder), lives)
+
+
 def _read(stream: IO[str]) -> dict[str, Any]:
     """What the last holder wrote; empty where it was released."""
     stream.seek(0)
@@ -113,7 +145,12 @@ def _read(stream: IO[str]) -> dict[str, Any]:
 
 
 def _is_alive(pid: Any) -> bool:
-    return isinstance(pid, int) and pid > 0 and Path(f"/proc/{pid}").exists()
+    """Whether there is such a process here, other than one that is dead and that its parent has not asked after."""
+    try:
+        state = Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, ValueError, TypeError, IndexError):
+        return False
+    return state not in ("Z", "X")
 
 
 def _silence(stream: IO[str]) -> float:

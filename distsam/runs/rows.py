@@ -47,8 +47,8 @@ class MetricsFile:
     def _keep_until(self, start_step: int) -> None:
         *lines, last = self.path.read_bytes().split(b"\n")
         # What follows the last end of a line was cut short by a kill, unless it is a row: that is no damage.
-        lines += [] if _parsed(last) is None else [last]
-        rows = [(line, _parsed(line)) for line in lines if line.strip()]
+        lines += [] if parsed_row(last) is None else [last]
+        rows = [(line, parsed_row(line)) for line in lines if line.strip()]
         damaged = [line for line, row in rows if row is None]
         if start_step > 0 and damaged:
             self.num_set_aside = len(damaged)
@@ -104,11 +104,12 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the folder of a run") from None
-    rows = (_parsed(line) for line in content.split(b"\n"))
+    rows = (parsed_row(line) for line in content.split(b"\n"))
     return [row for row in rows if row is not None]
 
 
-def _parsed(line: bytes) -> dict[str, Any] | None:
+def parsed_row(line: bytes) -> dict[str, Any] | None:
+    """The row that a line of metrics.jsonl holds; None where it holds none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -106,7 +106,7 @@ def _parsed(content: dict[str, Any]) -> Summary | None:
     own = {key: content[key] for key in plain & content.keys()}
     rest = content.keys() - numbers.keys() - own.keys() - {"goal", "networks"}
     try:
-        goal = None if content.get("goal") is None else _goal(**content["goal"])
+        goal = None if content.get("goal") is None else goal_of(**content["goal"])
         networks = {name: _network(**saved) for name, saved in content.get("networks", {}).items()}
     except (TypeError, ValueError, AttributeError):
         return None
@@ -115,7 +115,8 @@ def _parsed(content: dict[str, Any]) -> Summary | None:
     )
 
 
-def _goal(key: str, higher_is_better: bool, columns: list[str], headline: list[list[str]], **_: Any) -> SavedGoal:
+def goal_of(key: str, higher_is_better: bool, columns: list[str], headline: list[list[str]], **_: Any) -> SavedGoal:
+    """A goal from its JSON; further keys are passed over. TypeError or ValueError where it is none."""
     return SavedGoal(str(key), bool(higher_is_better), tuple(columns), tuple((label, name) for label, name in headline))
 
 

@@ -13,7 +13,7 @@ from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import EnginePart, Part, Seam, Search, SectionForm, SumSeam, TaskPart
+from distsam.train.seams import EnginePart, Part, Seam, Search, SectionForm, SumSeam, TaskPart, TrackerPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -31,8 +31,8 @@ ASCENTS: Seam[Part] = Seam("optim", "method")
 PLANS: Seam[Part] = Seam("sharding", "plan")
 # build(config, model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
 ENGINES: Seam[EnginePart] = Seam("engine", "kind")
-# The word names a section. build(that section, run folder, config as a dict) -> Tracker or None
-TRACKERS: Seam[Part] = Seam("", "")
+# The word names a section. build(that section, run folder, config as a dict, step to go on from) -> Tracker or None
+TRACKERS: Seam[TrackerPart] = Seam("", "")
 
 METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), alone="base", wrongs=("ascends", "rescales"))
 
@@ -74,7 +74,12 @@ ENGINES.add(
     )
 )
 
-TRACKERS.add(Part("wandb", trackers.WandbKeys, trackers.build_wandb))
+TRACKERS.add(TrackerPart("wandb", trackers.WandbKeys, trackers.build_wandb))
+TRACKERS.add(
+    TrackerPart(
+        "tensorboard", trackers.TensorboardKeys, trackers.build_tensorboard, prepare=trackers.prepare_tensorboard
+    )
+)
 
 TASKS.add(
     TaskPart(

@@ -11,6 +11,7 @@ import torch
 
 from distsam.engine import parameters_among
 from distsam.errors import InputError, RunIncomplete, TrainingDiverged
+from distsam.runs.about import About
 from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.runs.lock import RunLock
@@ -103,6 +104,9 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, lock
     """The parts of the run; on rank 0 the lock of its folder comes into `locks`, also if another rank has a mistake."""
     run = build_parts(config, task, layout, folder)
     if run.rank == 0:
+        for word, part in parts.TRACKERS.parts.items():
+            with arguments_as_keys(word):
+                part.prepare(getattr(config, word), folder.path)
         locks.append(claim_folder(folder, config))
     return run
 
@@ -170,6 +174,11 @@ class _Run:
             raise RunIncomplete(self.unwritten.missing, summary)
         return summary
 
+    @property
+    def _goal(self) -> SavedGoal:
+        goal = self.parts.task.goal
+        return SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
+
     def _alerts(self) -> Alerts:
         keys = self.config.train
         bounds = Bounds(keys.alert_deviation, keys.alert_jump, keys.alert_share)
@@ -205,6 +214,7 @@ class _Run:
         if self.is_first:
             try:
                 self.folder.write_config(to_yaml(self.config))
+                About(self.config.train.steps, self.state.step, self._goal).write(self.folder.about)
                 if (labels := labels_of(self.parts.task)) is not None:
                     self.folder.write_labels(labels)
             except OSError as error:
@@ -289,8 +299,7 @@ class _Run:
         if not loop.has_stepped:
             kept = from_first_rank(lambda: read_summary(self.folder.summary, of_this_step))
         summary = kept or self._summarise(loop)
-        goal = self.parts.task.goal
-        summary.goal = SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
+        goal = summary.goal = self._goal
         summary.stopped_by = signals.received or self._reason(loop)
         decided = summary.numbers.get(goal.key)
         if summary.best_step is None and decided is not None and not math.isfinite(decided):
@@ -339,7 +348,8 @@ class _Run:
     def _open_trackers(self) -> Iterator[Tracker]:
         """Those that the config names."""
         for word, part in parts.TRACKERS.parts.items():
-            tracker = part.build(getattr(self.config, word), self.folder.path, self.config.shown())
+            section = getattr(self.config, word)
+            tracker = part.build(section, self.folder.path, self.config.shown(), self.state.step)
             if tracker is not None:
                 yield tracker
 

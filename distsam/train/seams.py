@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import copy
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 # The one importer of pydantic; the keys of parts take Field and the rest from here.
@@ -61,6 +62,7 @@ __all__ = [
     "Shape",
     "SumSeam",
     "TaskPart",
+    "TrackerPart",
     "ValidationError",
     "create_model",
     "field_validator",
@@ -311,6 +313,18 @@ class Search:
 
     spaces: Callable[[Any, Any], dict[str, Any]]
     settings: Callable[[Mapping[str, Any], Any, Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrackerPart(Part):
+    """A part of the seam of trackers; its word names a section of its own.
+
+    Args:
+        prepare: given that section and the run folder, raises ArgumentError where it could not be built, before
+            anything is written; on rank 0 alone.
+    """
+
+    prepare: Callable[[Any, Path], None] = lambda section, folder: None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from distsam.train.trackers.jsonl import JsonlTracker
+from distsam.train.trackers.tensorboard import TensorboardTracker
 from distsam.train.trackers.tracker import Tracker, TrackerGroup
 from distsam.train.trackers.wandb import WandbTracker
 
@@ -13,6 +14,7 @@ TRACKERS: dict[str, Callable[[Path], Tracker]] = {
     "jsonl": lambda folder: JsonlTracker(folder / "metrics.jsonl", start_step=0),
     "wandb:disabled": lambda folder: WandbTracker("disabled", folder),
     "wandb:offline": lambda folder: WandbTracker("offline", folder),
+    "tensorboard": lambda folder: TensorboardTracker(folder / "events", start_step=0),
     "group": lambda folder: TrackerGroup([JsonlTracker(folder / "metrics.jsonl", 0), WandbTracker("disabled", folder)]),
 }
 ROWS: list[dict[str, float | int | None]] = [

@@ -70,7 +70,9 @@ def test_the_traceback_of_code_that_the_user_gave_comes_before_the_line(capsys: 
     ]
 
 
-@pytest.mark.parametrize("module", ["distsam.cli", "distsam.commands.table", "distsam.report.curves"])
+@pytest.mark.parametrize(
+    "module", ["distsam.cli", "distsam.commands.table", "distsam.report.curves", "distsam.report.live_table"]
+)
 def test_what_can_be_typed_is_known_before_anything_heavy_is_loaded(module: str) -> None:
     heavy = ("torch", "numpy", "matplotlib", "pydantic", "omegaconf", "wandb")
     code = f"import sys, {module}; sys.exit(', '.join(set({heavy}) & set(sys.modules)))"

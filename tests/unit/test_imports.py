@@ -34,11 +34,12 @@ ROOMS_BELOW = {
 ONE_IMPORTER = (
     "deepspeed",
     "wandb",
+    "wandb_workspaces",
+    "tensorboard",
     "matplotlib",
     "opt_einsum",
     "omegaconf",
     "yaml",
-    "rich",
     "scipy",
     "optuna",
     "torchmetrics",
@@ -181,6 +182,12 @@ def test_a_library_has_at_most_one_importer(library: str) -> None:
 def test_tensorly_has_two_importers() -> None:
     names = {str(file.relative_to(PACKAGE)) for file in importers("tensorly")}
     assert names == {"tensornet/decompose.py", "tasks/sources.py"}
+
+
+def test_rich_has_two_importers() -> None:
+    """The bar of the run that trains and the view of those who watch it: neither room may know the other."""
+    names = {str(file.relative_to(PACKAGE)) for file in importers("rich")}
+    assert names == {"train/progress.py", "report/live_table.py"}
 
 
 def test_pydantic_stays_in_train() -> None:

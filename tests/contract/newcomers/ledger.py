@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from distsam.train.parts import TRACKERS
-from distsam.train.seams import Field, Part, Section
+from distsam.train.seams import Field, Section, TrackerPart
 
 
 class LedgerKeys(Section):
@@ -28,8 +28,8 @@ class Ledger:
         self._stream.close()
 
 
-def build(keys: LedgerKeys, folder: Path, config: Mapping[str, Any]) -> Ledger | None:
+def build(keys: LedgerKeys, folder: Path, config: Mapping[str, Any], start_step: int) -> Ledger | None:
     return None if keys.file is None else Ledger(folder / keys.file)
 
 
-TRACKERS.add(Part("ledger", LedgerKeys, build))
+TRACKERS.add(TrackerPart("ledger", LedgerKeys, build))
