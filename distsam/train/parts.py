@@ -6,6 +6,7 @@ A newcomer registers with one call, from anywhere, before the config is read:
 
 from functools import partial
 
+from distsam.train import completion_auto
 from distsam.train import completion_parts as completion
 from distsam.train import engine_parts as engines
 from distsam.train import optim_parts as optim
@@ -89,6 +90,8 @@ TASKS.add(
         origin=completion.origin,
         arguments={"batch_size": "train.batch_size", "loss": "train.loss", "accumulate": "train.accumulate"},
         arguments_section="network",
+        settles=completion_auto.KEYS,
+        settle=partial(completion_auto.settle, FORMATS),
     )
 )
 TASKS.add(

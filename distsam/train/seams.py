@@ -305,6 +305,10 @@ class TaskPart(Part):
         origin: (key, value) of where the data come from, for messages about them.
         arguments: arguments of the task and its methods -> the keys by which they are given; others are keys of
             `arguments_section`.
+        settles: dotted keys that may be "auto".
+        settle: (config, task) -> dotted key -> value for those that are; without collectives.
+        refit: (config, steps) -> the config of a second fit to all that the first has kept apart to choose by; None
+            where the config asks for none.
     """
 
     sections: tuple[SectionForm, ...] = ()
@@ -313,6 +317,9 @@ class TaskPart(Part):
     origin: Callable[[Any], tuple[str, Any]] = lambda config: ("task.kind", config.task.kind)
     arguments: Mapping[str, str] = field(default_factory=dict)
     arguments_section: str = "task"
+    settles: tuple[str, ...] = ()
+    settle: Callable[[Any, Any], Mapping[str, Any]] = lambda config, task: {}
+    refit: Callable[[Any, int], Any | None] = lambda config, steps: None
 
     def naming(self) -> AbstractContextManager[None]:
         """Say errors about the task's arguments with their keys."""
