@@ -7,11 +7,13 @@ from typing import Annotated, Any, Literal
 
 from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
+from distsam.train.completion_auto import auto_sizes, check_auto
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Part, Seam, Section, field_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+Auto = Literal["auto"]
 
 
 class DataKeys(Section):
@@ -93,19 +95,21 @@ class NetworkKeys(Section):
 class CPKeys(Section):
     """format: cp."""
 
-    bond_dim: PositiveInt = Field(description="Size of the bond.")
+    bond_dim: PositiveInt | Auto = Field(description="Size of the bond; auto: by a rule, from the data.")
 
 
 class BondKeys(Section):
     """format: tt and tr."""
 
-    bond_dim: PositiveInt | list[PositiveInt] = Field(description="One size for all bonds, or one a bond.")
+    bond_dim: PositiveInt | list[PositiveInt] | Auto = Field(
+        description="One size for all bonds, or one a bond; auto: by a rule, from the data."
+    )
 
 
 class TuckerKeys(Section):
     """format: tucker."""
 
-    ranks: list[PositiveInt] = Field(description="One size a mode.")
+    ranks: list[PositiveInt] | Auto = Field(description="One size a mode; auto: by a rule, from the data.")
 
 
 class EinsumKeys(Section):
@@ -146,6 +150,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         entries = sources.chosen(data).build(data)
         split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
     with arguments_as_keys("network"):
+        network = network.model_copy(update=auto_sizes(formats, network, entries.shape, len(split.train)))
         spec = formats.chosen(network).build(network, entries.shape)
     _check_memory(config, spec, context.device.type)
     if network.dtype is not None:
@@ -198,6 +203,7 @@ def check_task(config: Any) -> None:
     """InputError where keys of several sections do not fit a completion."""
     if config.train.early_stopping is not None and config.data.validation == 0:
         raise InputError(f"train.early_stopping: {config.train.early_stopping} needs data.validation > 0")
+    check_auto(config)
     precision, dtype = config.train.precision, config.network.dtype
     if None not in (precision, dtype) and dtype != {"bf16": "float32"}.get(precision, precision):
         raise InputError(f"network.dtype: {dtype} contradicts train.precision={precision}; leave one of them out")

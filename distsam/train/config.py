@@ -22,6 +22,8 @@ from distsam.train.secrets import Place, without_secrets
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Auto = Literal["auto"]
 Keys = TypeVar("Keys", bound=Section)
 
 
@@ -58,8 +60,10 @@ class OptimKeys(Section):
 
     method: str = Field(default="sam", description="base, sam, das, nbar, obar, or a sum such as sam+das.")
     base: str = Field(default="adam", description="The torch optimizer inside.")
-    lr: float = Field(default=1e-3, gt=0, description="Learning rate.")
-    weight_decay: float = Field(default=0.0, ge=0, description="adamw: decoupled; sgd and adam: L2 in the gradient.")
+    lr: PositiveFloat | Auto = Field(default=1e-3, description="Learning rate; auto: by a rule, from the data.")
+    weight_decay: NonNegativeFloat | Auto = Field(
+        default=0.0, description="adamw: decoupled; sgd and adam: L2 in the gradient; auto: from the data."
+    )
     clip_norm: PositiveFloat | None = Field(
         default=None, description="Largest norm, over all ranks, of the gradient that the base steps along; null: any."
     )
@@ -211,6 +215,7 @@ def check_together(config: Config) -> None:
                 if "check" in vars(kind):
                     vars(kind)["check"](section)
     _check_schedules(config)
+    _check_auto(config)
     parts.TASKS.chosen(config.task).check(config)
     parts.ENGINES.chosen(config.engine).check(config)
 
@@ -243,6 +248,16 @@ def _check_schedules(config: Config) -> None:
             raise InputError(
                 f"optim.{key}: {getattr(config.optim, key)} is not used by optim.{shape}=constant; "
                 f"set optim.{shape} to linear or cosine"
+            )
+
+
+def _check_auto(config: Config) -> None:
+    settles = parts.TASKS.chosen(config.task).settles
+    for key in ("lr", "weight_decay"):
+        if getattr(config.optim, key) == "auto" and f"optim.{key}" not in settles:
+            raise InputError(
+                f"optim.{key}: auto is not known for task.kind={config.task.kind}, of which no rule knows the data; "
+                "give a number"
             )
 
 

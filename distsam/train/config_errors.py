@@ -27,7 +27,7 @@ def _dotted(loc: tuple[int | str, ...], forms: Forms) -> str:
     """`network.ranks[1]` from pydantic's location, without the names that it gives to members of a union."""
     parts = loc[:2]
     if len(parts) == 2 and f"{parts[0]}.{parts[1]}" in _union_keys(forms):
-        return f"{parts[0]}.{parts[1]}"
+        return f"{parts[0]}.{parts[1]}" + "".join(f"[{part}]" for part in loc[2:] if isinstance(part, int))
     rest = "".join(f"[{part}]" for part in loc[2:] if part != "[key]")
     return ".".join(str(part) for part in parts) + rest
 

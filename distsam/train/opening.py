@@ -8,8 +8,8 @@ from distsam.train.build import RunParts
 from distsam.train.config import Config, unused_keys
 
 
-def describe_run(run: RunParts, config: Config, step: int) -> str:
-    """One line: what is learnt, optimizer, plan, ranks; and where a resume begins."""
+def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> str:
+    """One line: what is learnt, optimizer, plan, ranks; `more`, unless empty; and where a resume begins."""
     ranks, optim = run.layout.world.world_size, config.optim
     says = [
         describe(run.task),
@@ -19,6 +19,8 @@ def describe_run(run: RunParts, config: Config, step: int) -> str:
     says += [f"{key}={value:g} by auto" for key, value in run.auto.items()]
     if says_engine := parts.ENGINES.chosen(config.engine).describe(config):
         says.append(says_engine)
+    if more:
+        says.append(more)
     if step:
         says.append(f"resumed after step {step}")
     return "; ".join(says)

@@ -6,8 +6,8 @@ A newcomer registers with one call, from anywhere, before the config is read:
 
 from functools import partial
 
+from distsam.train import completion_auto, completion_search
 from distsam.train import completion_parts as completion
-from distsam.train import completion_search
 from distsam.train import engine_parts as engines
 from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
@@ -96,6 +96,8 @@ TASKS.add(
         arguments={"batch_size": "train.batch_size", "loss": "train.loss", "accumulate": "train.accumulate"},
         arguments_section="network",
         search=Search(completion_search.spaces_of_completion, completion_search.settings_of_completion),
+        settles=completion_auto.KEYS,
+        settle=partial(completion_auto.settle, FORMATS),
     )
 )
 TASKS.add(

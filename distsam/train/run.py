@@ -36,6 +36,7 @@ from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
 from distsam.train.run_state import BestWeights, RunState
 from distsam.train.same_run import check_folder, claim_folder, fingerprint
+from distsam.train.settled import describe_values, recalled, settled
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
 from distsam.train.trackers.tracker import Tracker, TrackerGroup
@@ -64,13 +65,17 @@ def run_training(config: Config) -> Summary:
     locks: list[RunLock] = []
     try:
         layout = agreed(lambda: build_layout(config, world))
+        asked = config
+        config = agreed(lambda: recalled(asked, folder))
         task = agreed(lambda: _find_task(config, folder, layout))
+        config = settled(config, task)
         # All ranks have looked at the folder: from here on it may change.
         identity = _identify(config, task)
         run = agreed(lambda: _prepare(config, folder, task, layout, locks))
         # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
         with parts.TASKS.chosen(config.task).naming():
-            return _Run(config, folder, run, identity, locks[0] if locks else None).train()
+            note = describe_values(asked, config)
+            return _Run(config, folder, run, identity, locks[0] if locks else None, note).train()
     finally:
         for lock in locks:
             lock.release()
@@ -112,12 +117,19 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, lock
 
 
 class _Run:
-    """A run under way: its parts, its state and its folder."""
+    """A run under way: its parts, its state and its folder; `note` goes into its first line."""
 
     def __init__(
-        self, config: Config, folder: RunFolder, run: RunParts, identity: dict[str, str], lock: RunLock | None
+        self,
+        config: Config,
+        folder: RunFolder,
+        run: RunParts,
+        identity: dict[str, str],
+        lock: RunLock | None,
+        note: str = "",
     ) -> None:
         self.config = config
+        self._note = note
         self._lock = lock
         self.folder = folder
         self.parts = run
@@ -222,7 +234,7 @@ class _Run:
 
     def _open(self, trackers: Tracker, of_rows: list[str | None]) -> None:
         """Say what will run, what of the folder is damaged, and what is probably a mistake."""
-        print(describe_run(self.parts, self.config, self.state.step), flush=True)
+        print(describe_run(self.parts, self.config, self.state.step, self._note), flush=True)
         for line in (*self._damaged, *filter(None, of_rows), *probable_mistakes(self.parts, self.config)):
             self._say(trackers, line)
 

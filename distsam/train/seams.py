@@ -339,6 +339,10 @@ class TaskPart(Part):
         arguments: arguments of the task and its methods -> the keys by which they are given; others are keys of
             `arguments_section`.
         search: where to look for good settings; None: learning rate and decay alone.
+        settles: dotted keys that may be "auto".
+        settle: (config, task) -> dotted key -> value for those that are; without collectives.
+        refit: (config, steps) -> the config of a second fit to all that the first has kept apart to choose by; None
+            where the config asks for none.
     """
 
     sections: tuple[SectionForm, ...] = ()
@@ -348,6 +352,9 @@ class TaskPart(Part):
     arguments: Mapping[str, str] = field(default_factory=dict)
     arguments_section: str = "task"
     search: Search | None = None
+    settles: tuple[str, ...] = ()
+    settle: Callable[[Any, Any], Mapping[str, Any]] = lambda config, task: {}
+    refit: Callable[[Any, int], Any | None] = lambda config, steps: None
 
     def naming(self) -> AbstractContextManager[None]:
         """Say errors about the task's arguments with their keys."""

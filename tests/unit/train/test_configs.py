@@ -8,6 +8,7 @@ from shipped import CONFIGS, load_shipped
 
 from distsam.sharding import Fsdp, Layout
 from distsam.train.build import build_parts, build_task
+from distsam.train.settled import settled
 
 
 def test_the_promised_configs_are_there() -> None:
@@ -19,7 +20,8 @@ def test_the_promised_configs_are_there() -> None:
 def test_a_config_loads_builds_and_plans(path: Path, tmp_path: Path) -> None:
     config = load_shipped(path, tmp_path)
     layout = Layout.alone()
-    run = build_parts(config, build_task(config, layout), layout)
+    task = build_task(config, layout)
+    run = build_parts(settled(config, task), task, layout)
     shapes = {name: tuple(p.shape) for name, p in run.model.named_parameters()}
     assert Fsdp().place(shapes, (("shard", 2),)).mesh_shape == (2,)
     [batch] = run.task.microbatches(0, 1)

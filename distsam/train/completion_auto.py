@@ -1,0 +1,66 @@
+"""What "auto" becomes in the config of a completion; the rule itself is `distsam.tasks.auto`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distsam.errors import InputError
+from distsam.train.seams import Part, Seam
+
+AUTO = "auto"
+KEYS = ("network.bond_dim", "network.ranks", "optim.lr", "optim.weight_decay")
+# A decay that is no L2 term, or steps that are not Adam's, were not measured.
+_BASES = {"lr": ("adam", "adamw"), "weight_decay": ("adam", "sgd")}
+
+
+def check_auto(config: Any) -> None:
+    """InputError where a rule is asked for that does not know this kind of run."""
+    for key, bases in _BASES.items():
+        if getattr(config.optim, key) != AUTO:
+            continue
+        if config.optim.base not in bases:
+            raise InputError(
+                f"optim.{key}: auto is known for optim.base={' and '.join(bases)}, not for {config.optim.base}; "
+                "give a number"
+            )
+        if not config.data.standardise:
+            raise InputError(f"optim.{key}: auto is known for data.standardise=true alone; give a number")
+
+
+def auto_sizes(formats: Seam[Part], network: Any, shape: tuple[int, ...], num_values: int) -> dict[str, Any]:
+    """Key of the network section -> the size that the rule gives, for the key that says auto; none where none does."""
+    from distsam.tasks.auto import bond_for, tucker_ranks
+
+    key = next((key for key in ("bond_dim", "ranks") if getattr(network, key, None) == AUTO), None)
+    if key is None:
+        return {}
+
+    def sized(bond: int) -> Any:
+        return bond if key == "bond_dim" else tucker_ranks(shape, bond)
+
+    def spec_of(bond: int) -> Any:
+        return formats.chosen(network).build(network.model_copy(update={key: sized(bond)}), shape)
+
+    return {key: sized(bond_for(spec_of, num_values))}
+
+
+def settle(formats: Seam[Part], config: Any, task: Any) -> Mapping[str, Any]:
+    """Dotted key -> the number that the rule gives for this data, for the keys that say auto.
+
+    Args:
+        formats: the seam of network.format.
+        config: of the run.
+        task: its CompletionTask.
+    """
+    from distsam.tasks.auto import LEARNING_RATE
+    from distsam.tasks.pilot import choose_decay
+
+    train, optim = task.split.train, config.optim
+    sizes = auto_sizes(formats, config.network, task.spec.shape, len(train))
+    values = {f"network.{key}": size for key, size in sizes.items()}
+    if optim.lr == AUTO:
+        values["optim.lr"] = LEARNING_RATE
+    if optim.weight_decay == AUTO:
+        learnt = task.scaling.learnt(task.entries.values[train])
+        decay = choose_decay(task.spec, task.entries.indices[train], learnt, LEARNING_RATE, config.run.seed)
+        values["optim.weight_decay"] = decay * (len(train) if config.train.loss == "sum" else 1)
+    return values
