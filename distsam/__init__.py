@@ -26,6 +26,7 @@ _PUBLIC = {
     "Goal": "distsam.tasks.task",
     "TaskContext": "distsam.tasks.task",
     "load": "distsam.train.loaded",
+    "complete": "distsam.train.complete",
     "InputError": "distsam.errors",
     "TrainingDiverged": "distsam.errors",
 }

@@ -92,6 +92,32 @@ def read_labels(path: str | Path, modes: Sequence[Mode], argument: str = "path")
     return np.stack(columns, axis=1)
 
 
+def labelled_table(modes: Sequence[Mode], indices: np.ndarray, more: Mapping[str, Any]) -> Any:
+    """A pyarrow Table with a row for each entry: its labels, then the columns `more`, name -> (N,)."""
+    columns: dict[str, Any] = {}
+    for mode, positions in zip(modes, indices.T, strict=True):
+        columns[mode.name] = pa.DictionaryArray.from_arrays(
+            pa.array(positions), pa.array(mode.labels)
+        ).dictionary_decode()
+    return pa.table({**columns, **{_free(name, columns): pa.array(values) for name, values in more.items()}})
+
+
+def save_frame(frame: Any, target: Path) -> None:
+    """Write a data frame (pandas, polars, pyarrow, anything with the Arrow interface) as Parquet.
+
+    Raises:
+        ArgumentError: of `data`: it is none.
+    """
+    try:
+        table = pa.table(frame)
+    except (TypeError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError(
+            "data", f"a {type(frame).__name__} is neither an array nor a table with a column for each mode ({reason})"
+        ) from None
+    parquet.write_table(table, target)
+
+
 def write_table(
     stream: BinaryIO, suffix: str, modes: Sequence[Mode], indices: np.ndarray, more: Mapping[str, Any]
 ) -> None:
@@ -104,12 +130,7 @@ def write_table(
         indices: (N, order).
         more: further columns.
     """
-    columns: dict[str, Any] = {}
-    for mode, positions in zip(modes, indices.T, strict=True):
-        columns[mode.name] = pa.DictionaryArray.from_arrays(
-            pa.array(positions), pa.array(mode.labels)
-        ).dictionary_decode()
-    table = pa.table({**columns, **{_free(name, columns): pa.array(values) for name, values in more.items()}})
+    table = labelled_table(modes, indices, more)
     if suffix == ".csv":
         csv.write_csv(table, stream, csv.WriteOptions(quoting_style="needed"))
     elif suffix == ".parquet":

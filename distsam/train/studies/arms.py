@@ -162,7 +162,8 @@ def _settings(methods: list[str], decays: list[str], config: Config) -> Iterator
 
 def _tuned(words: list[str], config: Config) -> Iterator[tuple[str, str]]:
     """The learning rate, in every arm, so that no arm wins by a better one; and what each word brings."""
-    yield "optim.lr", f"log:{config.optim.lr / _RATE_RANGE:.3g}:{config.optim.lr * _RATE_RANGE:.3g}"
+    rate = float(config.optim.lr)  # never auto: the study has put a number in its place
+    yield "optim.lr", f"log:{rate / _RATE_RANGE:.3g}:{rate * _RATE_RANGE:.3g}"
     for word in words:
         if word in _TUNES:
             key, space = _TUNES[word]

@@ -3,16 +3,20 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from distsam.errors import InputError
 from distsam.runs.study import StudyFolder
+from distsam.tasks.task import Goal, Task
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.config_file import load_config, to_yaml
 from distsam.train.studies.arms import Arm, as_overrides, check_arms, gradients_per_step, make_arms
 from distsam.train.studies.jobs import Job, outcome
+from distsam.train.studies.opened import opened
 from distsam.train.studies.space import points
 
 KIND = "comparison"
@@ -179,7 +183,7 @@ class Comparison:
             folder = self.folder.path / "trials" / arm.name / f"{index}" / f"seed-{seed}"
             yield self._job(arm, values, seed, folder, f"tuning {arm.name}, {shown}, seed {seed}")
 
-    def _job(self, arm: Arm, values: dict[str, Any], seed: int, folder: Any, label: str) -> Job:
+    def _job(self, arm: Arm, values: dict[str, Any], seed: int, folder: Path, label: str) -> Job:
         spent = self._budgets[arm.name]
         overrides = (*self._settings(arm, values), *spent, f"run.seed={seed}")
         steps = int(spent[0].partition("=")[2])
@@ -223,11 +227,12 @@ def plan_comparison(
     for option, value in (("seeds", num_seeds), ("tuning-seeds", num_tuning_seeds), ("trials", trials)):
         if value < 1:
             raise InputError(f"--{option}: {value} is too few; give 1 or more")
+    config, task = opened(config)
     arms = make_arms(names, config, own)
     _check_validation(config, arms)
     spent = parse_budget(budget, config)
     firsts = {arm.name: next(iter(points(arm.spaces, trials)), {}) for arm in arms}
-    goal, shown = _goal(config)
+    goal, shown = _goal(config, task)
     plan = {
         "kind": KIND,
         "arms": [asdict(arm) for arm in arms],
@@ -246,9 +251,6 @@ def plan_comparison(
 
 def _check_runnable(text: str, arms: Sequence[Arm], firsts: dict[str, dict[str, Any]], spent: Budget) -> None:
     """InputError where an arm cannot be run, or equals another; in a folder that is gone afterwards."""
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
     with TemporaryDirectory() as scratch:
         base = Path(scratch) / "base.yaml"
         base.write_text(text, encoding="utf-8")
@@ -263,13 +265,11 @@ def _check_validation(config: Config, arms: Sequence[Arm]) -> None:
         raise InputError("data.validation: 0 leaves no entries to tune the arms on; give it 0.1, for instance")
 
 
-def _goal(config: Config) -> tuple[Any, str]:
+def _goal(config: Config, task: Task) -> tuple[Goal, str]:
     """The task's goal, and the score by which people judge: the first of its headline that there is, else the goal."""
-    from distsam.sharding import Layout
-    from distsam.train.build import build_model, build_task
+    from distsam.train.build import build_model
     from distsam.train.loop import evaluated
 
-    task = build_task(config, Layout.alone("cpu"))
     with parts.TASKS.chosen(config.task).naming():
         # Where every entry is observed, no held-out score is there to be compared.
         scores = evaluated(task, build_model(config, task))

@@ -26,6 +26,7 @@ from distsam.train.config_file import load_config, to_yaml
 from distsam.train.studies.arms import METHOD_SPACES, as_overrides
 from distsam.train.studies.clock import StudyClock
 from distsam.train.studies.jobs import Job, outcome
+from distsam.train.studies.opened import opened
 from distsam.train.studies.space import Space, parse_space
 
 KIND = "search"
@@ -199,7 +200,7 @@ class Tuning:
         if search is None:
             return values
         if self._task is None:
-            self._task = task_of(self._config)
+            _, self._task = opened(self._config)
         return search.settings(values, self._config, self._task)
 
     def _jobs(self, trial: Trial) -> Iterator[Job]:
@@ -257,7 +258,7 @@ def plan_tuning(
         raise InputError(f"--seeds: {num_seeds} is too few; give 1 or more")
     if trials is not None and trials < 1:
         raise InputError(f"--trials: {trials} is too few; give 1 or more")
-    task = task_of(config)
+    config, task = opened(config)
     spaces = {key: parse_space(key, text) for key, text in over.items()} or default_spaces(config, task)
     _check_keys(config, spaces, task)
     goal = task.goal
@@ -287,14 +288,6 @@ def default_spaces(config: Config, task: Any) -> dict[str, Space]:
             key, text = METHOD_SPACES[part.word]
             spaces[f"optim.{key}"] = parse_space(f"optim.{key}", text)
     return spaces
-
-
-def task_of(config: Config) -> Any:
-    """The task, in this process."""
-    from distsam.sharding import Layout
-    from distsam.train.build import build_task
-
-    return build_task(config, Layout.alone("cpu"))
 
 
 def _rungs(config: Config) -> list[int]:

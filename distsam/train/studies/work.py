@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from distsam.errors import InputError
@@ -35,31 +35,38 @@ class Study(Protocol):
         ...
 
 
-def work(study: Study) -> None:
+def work(study: Study, say: Callable[[str], None] = print) -> None:
     """Do runs of the study until none is left. Others may do the same at the same time, on any machine.
+
+    Args:
+        say: takes a line for each run that has ended.
 
     Raises:
         InputError: a run cannot be trained; the message names it.
         Interrupted: a signal stopped it.
     """
     while (jobs := study.todo()) is not None:
-        if not any(_done_by_us(study, job) for job in jobs):
+        if not any(_done_by_us(study, job, say) for job in jobs):
             time.sleep(_WAIT_S)  # what is left, others are doing
 
 
-def work_together(study: Study, workers: int) -> None:
+def work_together(study: Study, workers: int, say: Callable[[str], None] | None = print) -> None:
     """Do the study by `workers` processes of this machine.
+
+    Args:
+        say: takes a line for each run that has ended; None: nothing is printed.
 
     Raises:
         InputError: see `work`; of another process only that it has said why.
         Interrupted: a signal stopped it.
     """
     if workers == 1:
-        work(study)
+        work(study, say or (lambda line: None))
         return
     # With its stdin a worker notices that this process is gone, however it went, and goes too.
     command = [sys.executable, "-m", "distsam", "work", str(study.folder.path), "--tied"]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE) for _ in range(workers)]
+    output = None if say else subprocess.DEVNULL
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output) for _ in range(workers)]
     try:
         codes = _wait_for(processes)
     except KeyboardInterrupt:
@@ -101,7 +108,7 @@ def _end(processes: list[subprocess.Popen[bytes]]) -> None:
             process.stdin.close()
 
 
-def _done_by_us(study: Study, job: Job) -> bool:
+def _done_by_us(study: Study, job: Job, say: Callable[[str], None]) -> bool:
     with claimed(study.folder, job) as is_ours:
         # Another process may have ended it since it was listed.
         if not is_ours or outcome(job) is not None:
@@ -113,5 +120,5 @@ def _done_by_us(study: Study, job: Job) -> bool:
             raise
         except InputError as mistake:
             raise one_line(mistake, job.label) from None
-        print(study.report(job), flush=True)
+        say(study.report(job))
         return True

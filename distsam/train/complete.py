@@ -1,0 +1,187 @@
+"""`distsam.complete`: a tensor with gaps in, the completed one out, within so many minutes and without a setting."""
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from distsam.errors import ArgumentError
+from distsam.runs.folder import RunFolder
+from distsam.runs.study import StudyFolder
+from distsam.runs.summary import Summary, read_summary
+from distsam.tasks.entries import Entries
+from distsam.tensornet import core_networks
+from distsam.train.config_file import load_config
+from distsam.train.predictions import modes_of
+from distsam.train.saved_run import open_run
+from distsam.train.studies.jobs import Job, run_job
+from distsam.train.studies.tuning import Tuning, plan_tuning
+from distsam.train.studies.work import work_together
+
+_CONFIGS = Path(__file__).parents[1] / "configs"
+# The search gets most of the time; the last fit, to all that is known, what is left.
+_SHARE_OF_SEARCH = 0.75
+_MAX_WORKERS = 8
+_LARGE = 50_000
+_BATCH = 8192
+# What the search does not vary. One gradient a step leaves twice the time that SAM would: no method differs from plain
+# Adam with weight decay beyond its interval in our comparisons.
+_SETTINGS = ("optim.method=base", "optim.base=adam", "train.checkpoint_every=null")
+
+
+@dataclass(frozen=True, eq=False)
+class Completion:
+    """A completed tensor, and how far it can be trusted.
+
+    Args:
+        tensor: the data's shape; known entries as they were given, the others predicted.
+        prediction: the same shape; what the network says everywhere.
+        scores: on entries that neither training nor the search has seen, before the last fit took them in too:
+            "heldout/r2", "heldout/rmse", "heldout/mae" and others, means over the seeds.
+        model: the network after the last fit.
+        balance: "norm_deviation", "relative_deviation", "max_over_min" of its core norms.
+        settings: dotted key -> value, what the search has chosen.
+        path: folder of the search and of the last fit; None where it was not kept.
+    """
+
+    tensor: np.ndarray
+    prediction: np.ndarray
+    scores: dict[str, float | None]
+    model: nn.Module
+    balance: dict[str, float | None]
+    settings: dict[str, Any]
+    path: Path | None
+    _entries: Entries
+
+    def table(self) -> Any:
+        """A pyarrow Table with a row for each entry: its labels, the value, `prediction`, `known`; see to_pandas()."""
+        from distsam.tasks.tables import labelled_table
+
+        known = np.zeros(self.tensor.shape, dtype=bool)
+        known[tuple(self._entries.indices.T)] = True
+        indices = np.stack(np.unravel_index(np.arange(self.tensor.size), self.tensor.shape), axis=1)
+        columns = {
+            self._entries.value_name: self.tensor.reshape(-1),
+            "prediction": self.prediction.reshape(-1),
+            "known": known.reshape(-1),
+        }
+        return labelled_table(modes_of(self._entries), indices, columns)
+
+
+def complete(
+    data: Any,
+    *,
+    minutes: float = 2.0,
+    seed: int = 0,
+    workers: int | None = None,
+    path: str | Path | None = None,
+    progress: bool = True,
+    settings: Sequence[str] = (),
+) -> Completion:
+    """Complete a tensor: search for a network and its training, then fit the best to all that is known.
+
+    A tenth of the known entries is held out and gives the scores, a tenth of the others chooses; the last fit has all.
+
+    Args:
+        data: an array of any order with NaN where an entry is missing; or a data frame (pandas, polars, pyarrow) with a
+            column of labels for each mode and one of values (needs `distsam[tables]`).
+        minutes: wall time of all together; the last fit and the prediction may take some seconds more.
+        seed: of what is held out, of starts and batches. The clock decides how much is tried: two calls may differ.
+        workers: processes; None: one a CPU that this process may use, at most 8.
+        path: folder to keep the runs in, for `distsam tune`, `report` and the rest; a temporary one without it.
+        progress: whether to print a line for each run.
+        settings: "section.key=value" for what is not to be left to the search, such as "optim.method=sam".
+
+    Raises:
+        InputError: the data cannot be used, or the time was too short for a single run.
+    """
+    began = time.monotonic()
+    if not 0 < minutes < float("inf"):
+        raise ArgumentError("minutes", f"{minutes!r} is no time; give some minutes")
+    where = Path(path) if path is not None else Path(tempfile.mkdtemp(prefix="distsam-"))
+    try:
+        given, source = _saved(data, where)
+        overrides = [*_SETTINGS, *source, f"run.seed={seed}", "data.observed=0.9", "data.validation=0.1"]
+        config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *_batches(data), *settings])
+        folder = StudyFolder(where / "search")
+        plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=2)
+        search = Tuning(folder)
+        work_together(search, workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0))), print if progress else None)
+        facts = search.facts()
+        found = [_summary(folder.path / run) for run in facts["best"]["runs"]]
+        left_s = max(5.0, 60 * minutes - (time.monotonic() - began))
+        last = _fit_all(folder, where / "fit", facts["best"], found, left_s)
+        return _completion(last, _means(found), facts["best"]["settings"], where if path is not None else None)
+    finally:
+        if path is None:
+            shutil.rmtree(where, ignore_errors=True)
+
+
+def _saved(data: Any, folder: Path) -> tuple[str, list[str]]:
+    """Write the data into the folder: the config that reads it, and its overrides."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if hasattr(data, "__arrow_c_stream__") or hasattr(data, "columns"):
+        from distsam.tasks.tables import save_frame
+
+        save_frame(data, folder / "data.parquet")
+        return "table", [f"data.path={json.dumps(str(folder / 'data.parquet'))}"]
+    array = np.asarray(data)
+    if array.dtype.kind not in "fiub" or array.ndim < 2:
+        raise ArgumentError(
+            "data", f"an array of {array.dtype} of shape {array.shape} is no tensor of numbers with two modes or more"
+        )
+    np.save(folder / "data.npy", array.astype(np.float64))
+    return "file", [f"data.path={json.dumps(str(folder / 'data.npy'))}"]
+
+
+def _batches(data: Any) -> list[str]:
+    """Of many entries a step takes some: within minutes that fits closer than few steps of all."""
+    num_known = len(data) if hasattr(data, "columns") else int(np.isfinite(np.asarray(data, dtype=np.float64)).sum())
+    return [f"train.batch_size={_BATCH}"] if num_known > _LARGE else []
+
+
+def _summary(run: Path) -> Summary:
+    summary = read_summary(RunFolder(run).summary)
+    assert summary is not None, run  # only runs that have ended are among the best
+    return summary
+
+
+def _means(found: Sequence[Summary]) -> dict[str, float | None]:
+    keys = [key for key in found[0].numbers if key.partition("/")[0] in ("heldout", "validation")]
+    known = {key: [s.numbers[key] for s in found if s.numbers.get(key) is not None] for key in keys}
+    return {key: fmean(map(float, values)) if values else None for key, values in known.items()}  # type: ignore[arg-type]
+
+
+def _fit_all(folder: StudyFolder, run: Path, best: Mapping[str, Any], found: Sequence[Summary], left_s: float) -> Path:
+    """Fit the best setting to all known entries, for as many steps as were best: none is left that could choose."""
+    steps = max(1, round(fmean(summary.best_step or summary.steps for summary in found)))
+    more = ("data.observed=1.0", "data.validation=0.0", f"train.steps={steps}", "train.early_stopping=null")
+    limit = (f"train.max_seconds={left_s:.1f}",)
+    overrides = tuple(f"{key}={json.dumps(value)}" for key, value in best["settings"].items())
+    run_job(folder, Job(run, (*overrides, *more, *limit), f"the last fit, to all entries, {steps} steps", steps))
+    return run
+
+
+def _completion(run: Path, scores: dict[str, float | None], settings: dict[str, Any], path: Path | None) -> Completion:
+    saved = open_run(run)
+    task: Any = saved.task
+    prediction = task.fill(saved.model, keep_known=False)
+    tensor = prediction.copy()
+    tensor[tuple(task.entries.indices.T)] = task.entries.values
+    (network,) = core_networks(saved.model)
+    prefix = f"balance/{network.name}/"
+    balance = {
+        key.removeprefix(prefix): value
+        for key, value in _summary(run).numbers.items()
+        if key.startswith(prefix) and "rate" not in key
+    }
+    return Completion(tensor, prediction, scores, saved.model, balance, settings, path, task.entries)
