@@ -14,6 +14,7 @@ from distsam.commands.init import init
 from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
+from distsam.commands.report import report
 from distsam.commands.train import train
 
 app = typer.Typer(
@@ -22,7 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, evaluate, predict, export, init, keys):
+for command in (train, evaluate, predict, export, report, init, keys):
     app.command()(command)
 
 

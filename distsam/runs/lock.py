@@ -14,7 +14,7 @@ from distsam.errors import ArgumentError
 
 # The holder touches the file to show that it lives; one on another machine that has not for so long is taken for dead.
 _BEAT_S = 10.0
-_SILENT_S = 60.0
+SILENT_S = 60.0
 
 
 class RunLock:
@@ -57,12 +57,12 @@ class RunLock:
             is_free = False  # a file system without locks: what the holder wrote has to do
         holder, silent_s = _read(stream), _silence(stream)
         is_here = holder.get("host", socket.gethostname()) == socket.gethostname()
-        if silent_s < _SILENT_S and not (is_here and (is_free or not _is_alive(holder.get("pid")))):
+        if silent_s < SILENT_S and not (is_here and (is_free or not _is_alive(holder.get("pid")))):
             stream.close()
             raise ArgumentError(
                 "path",
                 f"{self._path.parent} is in use by {_described(holder)}, which was there {silent_s:.0f} s ago; "
-                f"wait for it, or, if it is dead, start again in {_SILENT_S:.0f} s",
+                f"wait for it, or, if it is dead, start again in {SILENT_S:.0f} s",
             )
         started = datetime.now(UTC).isoformat(timespec="seconds")
         stream.seek(0)

@@ -31,7 +31,7 @@ ROOMS_BELOW = {
     "errors": set(),
     "environment": set(),
 }
-ONE_IMPORTER = ("deepspeed", "wandb", "matplotlib", "opt_einsum", "omegaconf", "yaml", "rich", "torchmetrics")
+ONE_IMPORTER = ("deepspeed", "wandb", "matplotlib", "opt_einsum", "omegaconf", "yaml", "rich", "torchmetrics", "jinja2")
 BELOW_TRAIN = (
     "tensornet",
     "sharding",

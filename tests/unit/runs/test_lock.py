@@ -56,7 +56,7 @@ def test_a_holder_on_another_machine_is_named_until_it_is_silent(tmp_path: Path)
     path.write_text(json.dumps({"host": "node7", "pid": 41, "started": "2026-01-01T00:00:00+00:00"}))
     with pytest.raises(ArgumentError, match=r"in use by process 41 on node7 since 2026-01-01.*start again in 60 s"):
         RunLock(path)
-    long_ago = path.stat().st_mtime - 2 * lock_module._SILENT_S
+    long_ago = path.stat().st_mtime - 2 * lock_module.SILENT_S
     os.utime(path, (long_ago, long_ago))
     RunLock(path).release()
 
