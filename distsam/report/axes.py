@@ -57,7 +57,7 @@ def small_figure(width: float = 5.0, height: float = 3.0, foot: float = 0.0) -> 
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     figure.subplots_adjust(
-        left=0.74 / width, right=1 - 0.12 / width, bottom=(foot + 0.5) / (height + foot), top=1 - 0.36 / (height + foot)
+        left=0.74 / width, right=1 - 0.12 / width, bottom=(foot + 0.5) / (height + foot), top=1 - 0.42 / (height + foot)
     )
     axis.set_facecolor("none")
     axis.tick_params(labelsize=10)

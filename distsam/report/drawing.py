@@ -66,7 +66,7 @@ def _drawn(figure: Figure, named: bool) -> Any:
 def _label_y(axis: Any, text: str) -> None:
     """Above the frame, upright: a long unit would not fit beside it. A new text loses the place of the one before."""
     axis.set_ylabel(text, rotation=0, ha="left", va="bottom", fontsize=10 if len(text) < 50 else 8.5, color=INK)
-    axis.yaxis.set_label_coords(-0.12, 1.02)
+    axis.yaxis.set_label_coords(-0.14, 1.05)
 
 
 def _over_steps(labels: Sequence[str], named: bool) -> tuple[Any, Any]:
@@ -107,7 +107,7 @@ def scale(axis: Any, kind: str, values: Sequence[float]) -> None:
     elif kind == "signed" and sizes and sizes[-1] > _SPAN * sizes[len(sizes) // 4]:
         # Linear up to the smaller quarter of the sizes, but no more decades than can be told apart.
         linear = 10.0 ** _exponent(max(sizes[len(sizes) // 4], sizes[-1] * 1e-6))
-        axis.set_yscale("symlog", linthresh=linear, linscale=0.5)
+        axis.set_yscale("symlog", linthresh=linear, linscale=1.0)
         _few_decades(axis, linear, max(values), min(values))
         axis.set_ylabel(f"{axis.get_ylabel()}, linear within ±{linear:.0e}".replace("e-0", "e-").replace("e+0", "e"))
         axis.axhline(0, color=INK, linewidth=0.6)
@@ -116,12 +116,12 @@ def scale(axis: Any, kind: str, values: Sequence[float]) -> None:
 
 
 def _few_decades(axis: Any, linear: float, highest: float, lowest: float) -> None:
-    """At most four ticks on each side of 0: a tick a decade would lie one over the other."""
+    """At most three ticks on each side of 0: a tick a decade would lie one over the other."""
     ticks = [0.0]
     for sign, end in ((1, highest), (-1, -lowest)):
         if end > linear:
             first, last = _exponent(linear), _exponent(end)
-            step = max(1, -(-(last - first + 1) // 4))
+            step = max(1, -(-(last - first + 1) // 3))
             ticks += [sign * 10.0**power for power in range(last, first - 1, -step)]
     axis.set_yticks(ticks)
     axis.minorticks_off()

@@ -197,7 +197,8 @@ def _rates(runs: Sequence[Tree]) -> Iterator[Lines]:
             yield Lines(f"rates_{index}_{position}", f"Rate of Q{ending}", f"dQ/dt [{_RATE_UNIT}]", curves, "signed",
                         "Of single steps: the change of Q in that step over its learning rate.")  # fmt: skip
             shares = [Curve(term, parts["steps"], values) for term, values in parts["terms"].items()]
-            if any(value is not None for curve in shares for value in curve.values):
+            # Of a base without a law all would be rest: the table and its notes say so.
+            if len(shares) > 2:
                 title = f"What the rate is made of{ending}"
                 says = " ".join(parts["notes"])
                 yield Lines(f"attribution_{index}_{position}", title, f"dQ/dt [{_RATE_UNIT}]", shares, "signed", says)

@@ -32,16 +32,28 @@ def sentence_of(runs: Sequence[Tree]) -> str:
         return _sentence_of_one(runs[0])
     scored = [run for run in runs if run["headline"]["score"] is not None]
     measured = [run for run in runs if run["headline"]["deviation"] is not None]
-    parts = []
+    best = least = None
     if scored and len({run["headline"]["label"] for run in scored}) == 1:
         first = max if scored[0]["higher_is_better"] is not False else min
         best = first(scored, key=lambda run: run["headline"]["score"])
-        parts.append(f"{best['name']} has the best {best['headline']['label']} ({shown(best['headline']['score'])})")
     if measured:
         least = min(measured, key=lambda run: run["headline"]["deviation"])
-        verb = "" if parts else "has "
-        parts.append(f"{least['name']} {verb}the smallest norm deviation ({shown(least['headline']['deviation'])})")
-    return f"Of {len(runs)} runs, {' and '.join(parts)}." if parts else f"{len(runs)} runs, none with scores yet."
+    found = [
+        (run, f"the {what} ({shown(run['headline'][key])})")
+        for run, what, key in (
+            (best, best and f"best {best['headline']['label']}", "score"),
+            (least, "smallest norm deviation", "deviation"),
+        )
+        if run is not None
+    ]
+    return f"Of {len(runs)} runs, {_joined(found)}." if found else f"{len(runs)} runs, none with scores yet."
+
+
+def _joined(found: Sequence[tuple[Tree, str]]) -> str:
+    """Who has what, each run named once."""
+    if len(found) == 2 and found[0][0] is found[1][0]:
+        return f"{found[0][0]['name']} has both {found[0][1]} and {found[1][1]}"
+    return " and ".join(f"{run['name']} has {what}" for run, what in found)
 
 
 def _sentence_of_one(run: Tree) -> str:
