@@ -91,6 +91,22 @@ def differences_table(content: Content) -> Table:
     return Table(["arm", "against", "difference", "95 % interval", "p", "p, corrected"], rows)
 
 
+def best_difference(content: Content) -> dict[str, str] | None:
+    """The number of a comparison: the paired difference of the arm that does best against the base."""
+    found = [(mean, d) for d in _differences(content) if (mean := _number(d.get("mean"))) is not None]
+    if not found:
+        return None
+    goal = _mapping(content.get("goal"))
+    choose = max if goal.get("higher_is_better", True) else min
+    mean, difference = choose(found, key=lambda pair: pair[0])
+    interval, p = _interval_text(difference.get("interval")), shown(difference.get("p_corrected"))
+    return {
+        "value": f"{'+' if mean > 0 else ''}{shown(mean)}",
+        "what": f"{goal.get('key', 'goal')}, {difference.get('arm')} minus {difference.get('against')}: the best arm",
+        "note": f"95 % interval {interval}; p, corrected: {p}",
+    }
+
+
 def differences_figure(content: Content) -> Dots:
     """Paired differences to the base arm as dots with intervals."""
     found = _differences(content)

@@ -12,6 +12,7 @@ from distsam.report.comparison_specs import (
     Bands,
     Dots,
     arms_table,
+    best_difference,
     differences_figure,
     differences_table,
     paths_figure,
@@ -98,7 +99,9 @@ def _first(data: Tree) -> Lines | Bands | None:
 
 
 def _number(data: Tree) -> dict[str, str] | None:
-    """The number that is watched: of one run its deviation; of several, the smallest."""
+    """The number that is watched: of one run its deviation; of several, the smallest; of arms the best difference."""
+    if data["comparison"] is not None:
+        return best_difference(data["comparison"])
     heads = [(run["headline"], run["name"]) for run in data["runs"] if run["headline"]["deviation"] is not None]
     if not heads:
         return None

@@ -16,7 +16,7 @@ def results_table(runs: Sequence[Tree]) -> Table:
     keys = dict.fromkeys(
         key for run in runs for key, value in run["numbers"].items() if _is_result(key) and value is not None
     )
-    lines = [[key, *(shown(run["numbers"].get(key)) for run in runs)] for key in keys]
+    lines = [[_readable(key), *(shown(run["numbers"].get(key)) for run in runs)] for key in keys]
     about = {
         "state": [run["state"] for run in runs],
         "method": [" on ".join(str(word) for word in (run["method"], run["base"]) if word) or DASH for run in runs],
@@ -103,6 +103,12 @@ def numbers_table(figure: Lines | Heat | Dots | Bands) -> Table:
 
 def _is_result(key: str) -> bool:
     return not key.startswith(("last/", "time/")) and "/core_norm_sq/" not in key
+
+
+def _readable(key: str) -> str:
+    """Scores keep their keys, by which other commands name them; those of the balance are words."""
+    network, _, metric = key.removeprefix("balance/").rpartition("/")
+    return f"{network}: {metric.replace('_', ' ')}" if key.startswith("balance/") else key
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -304,3 +304,47 @@ def _wait_for(is_there: Any) -> None:
     while not is_there():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+def compared() -> dict[str, Any]:
+    """What `distsam compare` writes, of three arms and two seeds; `wd` has neither an interval nor a target."""
+    paths = {"steps": [0, 10, 20], "deviation": {"0": [9.0, 4.0, 1.0], "1": [9.0, 6.0, None]}}
+    arm = {"overrides": [], "tuned": {"optim.lr": 0.01}, "mean": 0.7, "interval": [0.6, 0.8], "scores": {"0": 0.65}}
+    arm |= {"step_s": 0.01, "target_s": 3.5, "reached": 2, "deviation": 1.5, "paths": paths}
+    lacking = {**arm, "interval": None, "target_s": None, "reached": 0, "paths": {"steps": [], "deviation": {}}}
+    differences = [
+        {"arm": "sam", "against": "base", "mean": 0.04, "interval": [0.01, 0.07], "p": 0.01, "p_corrected": 0.02},
+        {"arm": "wd", "against": "base", "mean": -0.01, "interval": None, "p": None, "p_corrected": None},
+    ]
+    return {
+        "goal": {"key": "heldout/r2", "higher_is_better": True},
+        "budget": {"steps": 20},
+        "seeds": [0, 1],
+        "arms": {"base": arm, "sam": {**arm, "mean": 0.74}, "wd": lacking},
+        "differences": differences,
+        "verdict": "sam is better than base by 0.04.",
+    }
+
+
+def test_a_comparison_is_shown_with_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text(json.dumps(compared()))
+    page = page_of(tmp_path, target=tmp_path / "r.html")
+    assert page.data["comparison"] == compared()
+    assert page.data["sentence"] == "sam is better than base by 0.04."
+    assert ">+0.04<" in (tmp_path / "r.html").read_text(encoding="utf-8")
+    paths, arms, differences = page.tables
+    # At step 20 one seed has no number: there is no band.
+    assert [row[:4] for row in paths[1:]] == [["0", "9", "9", "9"], ["10", "4", "5", "6"]]
+    cells = {row[0]: row for row in arms}
+    assert cells["sam"] == ["sam", "0.74", "0.6 to 0.8", "0.01", "3.5", "2 of 2", "1.5", "optim.lr=0.01"]
+    assert cells["wd"][2:6] == ["-", "0.01", "-", "0 of 2"]
+    assert differences[1:] == [
+        ["sam", "base", "0.04", "0.01 to 0.07", "0.01", "0.02"],
+        ["wd", "base", "-0.01", "-", "-", "-"],
+    ]
+
+
+def test_a_comparison_that_lacks_parts_is_shown_without_them(tmp_path: Path) -> None:
+    (tmp_path / "compare.json").write_text('{"arms": {"base": 3, "sam": {}}, "differences": [7, {"arm": "sam"}]}')
+    page = page_of(tmp_path, target=tmp_path / "r.html")
+    assert [row[:3] for row in page.tables[0][1:]] == [["base", "-", "-"], ["sam", "-", "-"]]
