@@ -7,6 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from distsam.commands.messages import mistakes_as_messages
+from distsam.errors import InputError
+
+_EVERY_S = 5.0
 
 
 def report(
@@ -17,18 +20,24 @@ def report(
         Path | None, typer.Option("--figures", help="Folder that gets every figure as PNG and SVG too.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Write it again until the runs have ended.")] = False,
-    every: Annotated[float, typer.Option("--every", min=1, help="With --watch: seconds between two pages.")] = 5.0,
+    every: Annotated[
+        float | None, typer.Option("--every", min=1, help="With --watch: seconds between two pages; 5 without it.")
+    ] = None,
 ) -> None:
     """Write one self-contained HTML page: scores, norm deviation, what moves it, cost, settings of runs."""
     with mistakes_as_messages():
         from distsam.report.written import follow, write_figures, write_report
         from distsam.train.config_file import read_yaml
 
+        if every is not None and not watch:
+            raise InputError(f"--every: {every:g} is for --watch alone; give both, or neither")
+        every_s = every or _EVERY_S
+
         def write() -> dict[str, Any]:
-            return write_report(runs, output, read_yaml, every if watch else None)
+            return write_report(runs, output, read_yaml, every_s if watch else None)
 
         try:
-            data = follow(write, every, lambda line: print(f"{output}: {line}", flush=True)) if watch else write()
+            data = follow(write, every_s, lambda line: print(f"{output}: {line}", flush=True)) if watch else write()
         except KeyboardInterrupt:
             data = write_report(runs, output, read_yaml)
         for run in data["runs"]:

@@ -147,7 +147,7 @@ def _heat(figure: Heat, named: bool) -> tuple[Any, Any]:
     axis.set_yticks([position + 0.5 for position in range(0, count, every)], names, fontsize=9)
     axis.set_xlabel("step [updates]", fontsize=10, color=INK)
     left = 0.25 + 0.075 * max(map(len, names), default=0)
-    drawn.subplots_adjust(left=left / 5.0, right=0.99)
+    drawn.subplots_adjust(left=left / 5.0, right=0.95)
     bar = drawn.colorbar(mesh, ax=axis, pad=0.03, fraction=0.08)
     bar.outline.set_edgecolor(INK)
     bar.ax.tick_params(colors=INK, which="both", labelsize=9)

@@ -260,6 +260,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(two_runs: list[Path], tmp_
         ([two_runs[0], "-o", tmp_path / "no" / "r.html"], "is no folder"),
         ([two_runs[0], "-o", "/proc/r.html"], "cannot be written"),
         ([tmp_path / "broken", "-o", fresh], "is damaged"),
+        ([two_runs[0], "-o", fresh, "--every", "3"], "for --watch alone"),
         ([two_runs[0], "-o", tmp_path / "r.html", "--figures", mine], "cannot be made"),
     ):
         result = invoke("report", *arguments)
