@@ -15,6 +15,7 @@ from distsam.commands.init import init
 from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
 from distsam.commands.predict import predict
+from distsam.commands.report import report
 from distsam.commands.train import train
 from distsam.commands.tune import tune
 from distsam.commands.watch import watch
@@ -27,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, watch, evaluate, predict, export, tune, compare, work, init, keys, wandb_workspace):
+COMMANDS = (train, watch, report, evaluate, predict, export, tune, compare, work, init, keys, wandb_workspace)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -1,6 +1,7 @@
 """Figures without a window: panels, scales, colours and legends, the one place that knows matplotlib."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -59,6 +60,40 @@ def save_figure(figure: Any, target: Path) -> None:
         figure.savefig(stream, format="png", dpi=120)
 
     write_atomically(target, write)
+
+
+def small_figure(width: float = 5.0, height: float = 3.0, foot: float = 0.0) -> tuple[Any, Any]:
+    """A figure with one frame that is legible at the width of a phone.
+
+    Args:
+        width, height: in inches of 72 units of an SVG.
+        foot: inches more, below the frame, for a legend.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height + foot), facecolor="none")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    figure.subplots_adjust(
+        left=0.74 / width, right=1 - 0.12 / width, bottom=(foot + 0.5) / (height + foot), top=1 - 0.42 / (height + foot)
+    )
+    axis.set_facecolor("none")
+    axis.tick_params(labelsize=10)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.locator_params(axis="x", nbins=6)
+    return figure, axis
+
+
+def figure_bytes(figure: Any, form: str, name: str) -> bytes:
+    """The figure as "svg" (texts stay texts) or "png" (at 160 dots an inch); `name` keeps ids of several SVGs apart."""
+    from matplotlib import rc_context
+
+    stream = BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None} if form == "svg" else None
+        figure.savefig(stream, format=form, dpi=160, metadata=metadata)
+    return stream.getvalue()
 
 
 def draw_line(axis: Any, series: tuple[list[int], list[float]], colour: Any, label: str = "", dash: str = "-") -> None:

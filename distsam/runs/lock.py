@@ -139,7 +139,7 @@ def _read(stream: IO[str]) -> dict[str, Any]:
     stream.seek(0)
     try:
         content = json.loads(stream.read(4096))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -100,12 +100,22 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: there is no such file.
     """
+    return read_rows_and_damage(path)[0]
+
+
+def read_rows_and_damage(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of a metrics.jsonl, and how many of its lines are none.
+
+    Raises:
+        InputError: there is no such file.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; give the folder of a run") from None
-    rows = (parsed_row(line) for line in content.split(b"\n"))
-    return [row for row in rows if row is not None]
+    parsed = [parsed_row(line) for line in content.split(b"\n") if line.strip()]
+    rows = [row for row in parsed if row is not None]
+    return rows, len(parsed) - len(rows)
 
 
 def parsed_row(line: bytes) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ from distsam.train.config import Config
 from distsam.train.config_file import to_yaml
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import TrainingLoop, evaluated
+from distsam.train.memory import peak_memory
 from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
 from distsam.train.run_state import BestWeights, RunState
@@ -344,6 +345,7 @@ class _Run:
                 "world_size": run.layout.world.world_size,
                 "num_parameters": run.num_parameters,
                 "device": str(run.layout.world.device),
+                **peak_memory(run.layout.world.device),
                 "sharding": run.plan.describe(),
                 "versions": versions(),
                 **self.identity,

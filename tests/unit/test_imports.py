@@ -43,6 +43,7 @@ ONE_IMPORTER = (
     "scipy",
     "optuna",
     "torchmetrics",
+    "jinja2",
 )
 BELOW_TRAIN = (
     "tensornet",
