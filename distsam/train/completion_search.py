@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
+from distsam.train.seams import Search
 from distsam.train.studies.space import Space
 
 # Parameters of the network, as a share of the entries that it is fitted to. It stands for the bond dimension or the
@@ -11,6 +12,7 @@ from distsam.train.studies.space import Space
 _SIZE = "network.size"
 _FORMAT = "network.format"
 _SIZES = Space("log", 0.02, 3.0)
+_FIRST_SIZE = 1.0
 _LARGEST_BOND = 256
 # The central core of a Tucker network grows with the power of the order.
 _MAX_TUCKER_ORDER = 4
@@ -41,6 +43,13 @@ def settings_of_completion(values: Mapping[str, Any], config: Any, task: Any) ->
     return {**settings, "network.bond_dim": bond, "network.ranks": None}
 
 
+def first_of_completion(config: Any, task: Any) -> list[dict[str, Any]]:
+    """The other format, as large as its entries bear: which of both fits better is the first thing to know."""
+    if _FORMAT not in spaces_of_completion(config, task):
+        return []
+    return [{_FORMAT: "tucker" if config.network.format == "cp" else "cp", _SIZE: _FIRST_SIZE}]
+
+
 def _bond(format_: str, shape: tuple[int, ...], num_parameters: float) -> int:
     """The bond of a network of about so many parameters, that this shape allows."""
     # A factor of a CP network has I r parameters, a core inside a chain I r^2.
@@ -63,3 +72,6 @@ def _ranks(shape: tuple[int, ...], num_parameters: float) -> list[int]:
 def _allowed(ranks: list[int]) -> list[int]:
     """No rank above the product of the others, which could not be used."""
     return [min(rank, prod(ranks) // rank) for rank in ranks]
+
+
+SEARCH = Search(spaces_of_completion, settings_of_completion, first_of_completion)

@@ -13,7 +13,7 @@ from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import EnginePart, Part, Seam, Search, SectionForm, SumSeam, TaskPart, TrackerPart
+from distsam.train.seams import EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart, TrackerPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -95,7 +95,7 @@ TASKS.add(
         origin=completion.origin,
         arguments={"batch_size": "train.batch_size", "loss": "train.loss", "accumulate": "train.accumulate"},
         arguments_section="network",
-        search=Search(completion_search.spaces_of_completion, completion_search.settings_of_completion),
+        search=completion_search.SEARCH,
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
     )

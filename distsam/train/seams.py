@@ -309,10 +309,12 @@ class Search:
     Args:
         spaces: (config, task) -> the space that a search varies when its user names none; key -> Space.
         settings: (values of such keys, config, task) -> dotted key -> value, as the config takes them.
+        first: (config, task) -> values of some such keys that are worth to be tried before any others.
     """
 
     spaces: Callable[[Any, Any], dict[str, Any]]
     settings: Callable[[Mapping[str, Any], Any, Any], dict[str, Any]]
+    first: Callable[[Any, Any], list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,15 @@ class Space:
             return min(int(self.high), max(int(self.low), round(_between(self.low - 0.5, self.high + 0.5, share))))
         return rounded(_between(self.low, self.high, share))
 
+    def nearest(self, value: Any) -> Any:
+        """The value of the space that is nearest to this one; the middle for a word such as auto."""
+        if self.kind == "choice":
+            return value if value in self.choices else self.choices[0]
+        if not isinstance(value, int | float):
+            return self.at(0.5)
+        kept = min(self.high, max(self.low, value))
+        return int(kept) if self.kind.endswith("int") else kept
+
 
 def parse_space(key: str, text: str) -> Space:
     """The space that `text` describes.

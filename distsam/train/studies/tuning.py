@@ -187,8 +187,26 @@ class Tuning:
             return Trial(0, {}, {})
         from distsam.train.studies.sampler import suggest
 
-        values = suggest(self.spaces, self._tried(), seed=index)
+        values = self._first(index - 1) or suggest(self.spaces, self._tried(), seed=index)
         return Trial(index, values, self._settings(values))
+
+    def _first(self, position: int) -> dict[str, Any] | None:
+        """One of the settings that the task would try first, where the search varies no other keys than it names."""
+        search = parts.TASKS.chosen(self._config.task).search
+        first = [] if search is None else search.first(self._config, self._opened())
+        if position >= len(first) or not first[position].keys() <= self.spaces.keys():
+            return None
+        content = self._config.model_dump()
+        for key in self.spaces.keys() - first[position].keys():
+            section, _, name = key.partition(".")
+            first[position][key] = self.spaces[key].nearest(content[section][name])
+        return {key: first[position][key] for key in self.spaces}
+
+    def _opened(self) -> Any:
+        """The task; its data are read once."""
+        if self._task is None:
+            _, self._task = opened(self._config)
+        return self._task
 
     def _tried(self) -> list[tuple[dict[str, Any], float]]:
         """Settings with their scores, in order. A setting that did not go on is judged by where it stopped."""
@@ -199,9 +217,7 @@ class Tuning:
         search = parts.TASKS.chosen(self._config.task).search
         if search is None:
             return values
-        if self._task is None:
-            _, self._task = opened(self._config)
-        return search.settings(values, self._config, self._task)
+        return search.settings(values, self._config, self._opened())
 
     def _jobs(self, trial: Trial) -> Iterator[Job]:
         """The runs of the rung that the setting is at."""

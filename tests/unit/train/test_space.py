@@ -33,6 +33,14 @@ def test_each_of_several_keys_sees_different_values_in_every_trial():
     assert found == points(spaces, 7)
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "expected"),
+    [("log:0.01:1", 3, 1), ("log:0.01:1", 0.1, 0.1), ("log:0.01:1", "auto", 0.1), ("a,b", "c", "a"), ("int:2:5", 1, 2)],
+)
+def test_the_nearest_value_lies_in_the_space(text: str, value: object, expected: object):
+    assert parse_space("k", text).nearest(value) == expected
+
+
 def test_equal_settings_are_tried_once():
     assert points({"k": Space("int", 1, 2)}, 7) == [{"k": 1}, {"k": 2}]
 
