@@ -3,19 +3,22 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/telemetry.py              # exit code 1 where a share is above 1 %
     OMP_NUM_THREADS=1 python tests/benchmarks/telemetry.py --networks many --every 100 --blocks 20
 
-Three arms take turns, a step each, so that load and caches hit them alike; each has a model of its own:
+One model trains; in blocks of `--every` steps, each with one row, three arms take turns, so that load hits them alike
+(with models of their own, where those lie in memory made more of a difference):
 
-    bare          the engine's step (SAM or plain), without a coordinator
+    bare          the engine's step (SAM or plain), without a coordinator, and nothing between two steps
     telemetry     the same with all that `distsam train` does to publish the balance: measuring core norms, rates,
                   alerts of all three kinds, the row in metrics.jsonl, the plain progress line
     +tensorboard  the same with the rows as TensorBoard's files too
 
-What is compared is the CPU time of this process (all threads) in blocks of `--every` steps, of which each has one row:
-medians over blocks, and the ratio of medians. What it is above 1 is the share of a row in so many steps, and of the
-little that is done after every step (`idle`, by the clock, in the median). A row costs the same whatever the cadence;
-so the share at the default cadence is idle + (ratio - 1 - idle) * every / default. Rows that are ten times as frequent
-as they are by default show ten times as clearly against the noise of a machine. Scores are no telemetry: they are what
-a user asks to have evaluated.
+What is compared is the CPU time of this process (all threads) a block: the ratio of the medians. What it is above 1
+is the share of a row in so many steps, and of the little that is done after every step (`idle`, by the clock, in the
+median). A row costs the same whatever the cadence; so the share at the default cadence is
+
+    idle + (ratio - 1 - idle) * every / default
+
+Rows that are ten times as frequent as they are by default show ten times as clearly against the noise of a machine.
+Scores are no telemetry: they are what a user asks to have evaluated.
 
 Watching: in every second block a `distsam watch` of the folder runs in another process, stopped in between. `watcher`
 is its own CPU time over the wall-clock time that it was at work: what it could take from a run that needs every core.
@@ -59,6 +62,7 @@ from distsam.train.trackers.tracker import TrackerGroup
 
 CORES = 500
 ENDLESS = 10**9
+ARMS = ("bare", "telemetry", "+tensorboard")
 DEFAULT = TrainKeys.model_fields["log_every"].default
 GOAL = Goal("validation/r2", higher_is_better=True, columns=("r2",))
 
@@ -92,40 +96,28 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {"chain": Chain, "many": Many}
 METHODS: dict[str, Callable[[torch.optim.Optimizer], distsam.optim.Wrapper]] = {"plain": Plain, "sam": distsam.SAM}
 
 
-class Arm:
-    """One model that trains; `step` is what one turn of its loop does."""
+class Training:
+    """One model that trains, in a run folder; what it tells of its steps is switched on and off."""
 
-    def __init__(self, model: nn.Module, method: str) -> None:
+    def __init__(self, model: nn.Module, method: str, folder: Path, every: int) -> None:
         self.model = model
         self.optimizer = METHODS[method](torch.optim.Adam(model.parameters(), lr=1e-3))
         self.engine = NativeEngine(model, self.optimizer)
+        self.coordinator = BalanceCoordinator(model, self.optimizer, every=every)
         self.num_steps = 0
-
-    def step(self) -> None:
-        """One step."""
-        self.engine.step([self.model])
-        self.num_steps += 1
-
-
-class Told(Arm):
-    """The same with what `distsam train` does after each step; it writes a run folder."""
-
-    def __init__(self, model: nn.Module, method: str, folder: Path, every: int, with_tensorboard: bool = False) -> None:
-        super().__init__(model, method)
-        coordinator = BalanceCoordinator(model, self.optimizer, every=every)
-        self.inside_s: list[float] = []
-        self.record = JsonlTracker(RunFolder(folder).metrics, 0)
-        more = [TensorboardTracker(folder / "tensorboard", 0)] if with_tensorboard else []
-        self.trackers = TrackerGroup([self.record, *more])
-        self.alerts = Alerts(Bounds(1e9, 1e9, 0.99), [network.name for network in coordinator.networks])
+        self.idle_s: list[float] = []
+        record = JsonlTracker(RunFolder(folder).metrics, 0)
+        self.all_trackers = TrackerGroup([record, TensorboardTracker(folder / "tensorboard", 0)])
+        self.trackers_of = {"telemetry": TrackerGroup([record]), "+tensorboard": self.all_trackers}
+        self.trackers = self.all_trackers
+        self.alerts = Alerts(Bounds(1e9, 1e9, 0.99), [network.name for network in self.coordinator.networks])
         self.progress = TrainingProgress(ENDLESS, 0, shown=True, goal_key=GOAL.key, stream=StringIO())
         run: Any = SimpleNamespace(
-            coordinator=coordinator, engine=self.engine, rank=0, task=SimpleNamespace(goal=GOAL), counts=dict
+            coordinator=self.coordinator, engine=self.engine, rank=0, task=SimpleNamespace(goal=GOAL), counts=dict
         )
-        train = TrainKeys(steps=ENDLESS, eval_every=ENDLESS, checkpoint_every=ENDLESS)
         self.loop = TrainingLoop(
             run,
-            train,
+            TrainKeys(steps=ENDLESS, eval_every=ENDLESS, checkpoint_every=ENDLESS),
             RunState(BestWeights(GOAL)),
             save=lambda: None,
             poll=lambda: None,
@@ -139,12 +131,21 @@ class Told(Arm):
         self.trackers.log(row)
         self.progress.show(row)
 
-    def step(self) -> None:
-        """One step, and what is told of it."""
-        super().step()
+    def block(self, arm: str, num_steps: int) -> float:
+        """CPU seconds of this process in so many steps."""
+        is_told = arm != "bare"
+        # As if there had never been one: an optimizer measures for its coordinator alone.
+        self.optimizer.guard._coordinator = self.coordinator if is_told else None
+        self.trackers = self.trackers_of.get(arm, self.trackers)
         began = time.process_time()
-        self.loop._after_step(self.num_steps)
-        self.inside_s.append(time.process_time() - began)
+        for _ in range(num_steps):
+            self.engine.step([self.model])
+            self.num_steps += 1
+            if is_told:
+                told = time.process_time()
+                self.loop._after_step(self.num_steps)
+                self.idle_s.append(time.process_time() - told)
+        return time.process_time() - began
 
 
 class Watcher:
@@ -184,47 +185,32 @@ class Watcher:
         self._process.wait(timeout=60)
 
 
-def block(arms: dict[str, Arm], every: int) -> dict[str, float]:
-    """Arm -> CPU seconds of this process in `every` steps."""
-    seconds = dict.fromkeys(arms, 0.0)
-    for _ in range(every):
-        for name, arm in arms.items():
-            began = time.process_time()
-            arm.step()
-            seconds[name] += time.process_time() - began
-    return seconds
-
-
 def measure(network: str, method: str, options: argparse.Namespace, folder: Path) -> float:
     """Print the shares of a case; returns the larger of telemetry's and the watcher's."""
     run, every = RunFolder(folder), options.every
     lock = run.claim("")
     About(ENDLESS, 0, None).write(run.about)
-
-    def model() -> nn.Module:
-        torch.manual_seed(0)
-        return NETWORKS[network]()
-
-    told = Told(model(), method, folder, every)
-    also = Told(model(), method, Path(tempfile.mkdtemp(dir=folder)), every, with_tensorboard=True)
-    arms: dict[str, Arm] = {"bare": Arm(model(), method), "telemetry": told, "+tensorboard": also}
-    block(arms, 2)  # with the row of step 1, and all that is done once
-    watcher = Watcher(folder)
+    torch.manual_seed(0)
+    training = Training(NETWORKS[network](), method, folder, every)
+    # All that is done once; and so that the logged step is amid a block, and the next, which brings its row, too.
+    training.block("+tensorboard", every + 2)
+    training.block("bare", (every // 2 - training.num_steps) % every)
+    watcher, seconds = Watcher(folder), {arm: [] for arm in ARMS}
     try:
-        blocks = []
         for turn in range(options.blocks):
             with watcher.at_work() if turn % 2 else nullcontext():
-                blocks.append(block(arms, every))
+                # Another one is the first in each turn.
+                for arm in (*ARMS[turn % 3 :], *ARMS[: turn % 3]):
+                    seconds[arm].append(training.block(arm, every))
         watching = watcher.share
     finally:
         watcher.end()
         lock.release()
-        told.trackers.close()
-        also.trackers.close()
-    medians = {name: statistics.median(found[name] for found in blocks) for name in arms}
-    idle = statistics.median(told.inside_s) / (medians["bare"] / every)
-    ratios = {name: medians[name] / medians["bare"] for name in arms}
-    share, with_files = (idle + (ratios[name] - 1 - idle) * every / DEFAULT for name in ("telemetry", "+tensorboard"))
+        training.all_trackers.close()
+    medians = {arm: statistics.median(found) for arm, found in seconds.items()}
+    idle = statistics.median(training.idle_s) / (medians["bare"] / every)
+    ratios = {arm: medians[arm] / medians["bare"] for arm in ARMS}
+    share, with_files = (idle + (ratios[arm] - 1 - idle) * every / DEFAULT for arm in ARMS[1:])
     row_kb = run.metrics.stat().st_size / 1e3 / len(run.metrics.read_bytes().splitlines())
     print(
         f"{network:6s} {method:6s} {1e3 * medians['bare'] / every:9.1f} {ratios['telemetry']:7.3f} {idle:7.3%} "
@@ -239,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
-    parser.add_argument("--blocks", type=int, default=10, help="so often each arm is measured (%(default)s)")
+    parser.add_argument("--blocks", type=int, default=15, help="so often each arm is measured (%(default)s)")
     parser.add_argument("--every", type=int, default=10, help="steps a row, and a block (%(default)s)")
     parser.add_argument("--limit", type=float, default=0.01, help="the largest share of a step (%(default)s)")
     options = parser.parse_args()
