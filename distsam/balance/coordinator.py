@@ -235,7 +235,7 @@ def _balance(network: CoreNetwork, s: Tensor) -> Snapshot:
         f"{prefix}/norm_deviation": _number(norm_deviation(s)),
         f"{prefix}/relative_deviation": _number(relative_deviation(s)) if is_whole else None,
         f"{prefix}/max_over_min": _number(max_over_min(s)) if is_whole else None,
-        **{f"{prefix}/core_norm_sq/{name}": _number(value) for name, value in zip(names, s, strict=True)},
+        **{f"{prefix}/core_norm_sq/{name}": _number(value) for name, value in zip(names, s.tolist(), strict=True)},
     }
 
 
@@ -274,7 +274,7 @@ def _by_network(networks: list[CoreNetwork]) -> list[tuple[CoreNetwork, slice]]:
     return spans
 
 
-def _number(value: Tensor | None) -> float | None:
+def _number(value: Tensor | float | None) -> float | None:
     if value is None:
         return None
     number = float(value)

@@ -135,7 +135,6 @@ class RunWatch:
             state = "starting"
         checkpoints = finished_checkpoints(folder.checkpoints)
         silent_s = _age_s(folder.metrics)
-        balances = [self._balance(network) for network in self._deviations]
         return RunStatus(
             path=folder.path,
             state=state,
@@ -146,8 +145,8 @@ class RunWatch:
             left_s=_left_s(about, step, speed, silent_s) if state == "training" else None,
             loss=_number(self._latest.get("train/loss")),
             scores=tuple(self._scores(about)),
-            balance=max(balances, key=_size, default=None),
-            num_networks=len(balances),
+            balance=self._balance(max(self._deviations, key=self._size)) if self._deviations else None,
+            num_networks=len(self._deviations),
             alerts=self._alerts_in(self._latest),
             alert_step=self._alert_step,
             checkpoint=step_of(checkpoints[-1]) if checkpoints else None,
@@ -195,6 +194,10 @@ class RunWatch:
         for part in parts:
             yield f"{part} {column}", _number(self._latest[f"{part}/{column}"])
 
+    def _size(self, network: str) -> float:
+        deviation = _number(self._latest.get(f"balance/{network}{_DEVIATION}"))
+        return -1.0 if deviation is None else deviation
+
     def _balance(self, network: str) -> NetworkBalance:
         prefix, history = f"balance/{network}", self._deviations[network]
         norms = {
@@ -232,10 +235,6 @@ def _number(value: Any) -> float | None:
         return float(value) if is_finite(value) else None
     except OverflowError:
         return None
-
-
-def _size(balance: NetworkBalance) -> float:
-    return -1.0 if balance.deviation is None else balance.deviation
 
 
 def _change(history: deque[float]) -> float | None:

@@ -1,6 +1,6 @@
 """What a person should see while a run goes on: the balance of a network beyond bounds that the config sets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from distsam.runs.rows import STEP, Row
@@ -39,14 +39,17 @@ class Alerts:
 
         Adds `balance/<network>/alerts`, the number of bounds that the network is beyond, to a row that has its balance.
         """
-        return [line for network in self._networks for line in self._look_at(network, row)] if self._is_watching else []
+        if not self._is_watching:
+            return []
+        norms = {} if self._bounds.share is None else _norms_by_network(row)
+        return [line for net in self._networks for line in self._look_at(net, row, norms.get(net, {}))]
 
-    def _look_at(self, network: str, row: Row) -> Iterator[str]:
+    def _look_at(self, network: str, row: Row, norms: Mapping[str, float]) -> Iterator[str]:
         prefix = f"balance/{network}/"
         deviation = row.get(f"{prefix}norm_deviation")
         if deviation is None:
             return
-        found = {kind: text for kind, text in self._beyond(network, prefix, deviation, row) if text is not None}
+        found = {kind: text for kind, text in self._beyond(network, deviation, norms) if text is not None}
         row[f"{prefix}alerts"] = len(found)
         for kind, text in found.items():
             if (network, kind) not in self._told:
@@ -55,7 +58,7 @@ class Alerts:
         self._told = {told for told in self._told if told[0] != network} | {(network, kind) for kind in found}
         self._last[network] = deviation
 
-    def _beyond(self, network: str, prefix: str, deviation: float, row: Row) -> Iterator[tuple[str, str | None]]:
+    def _beyond(self, network: str, deviation: float, norms: Mapping[str, float]) -> Iterator[tuple[str, str | None]]:
         limit, jump, share = self._bounds
         if limit is not None and deviation > limit:
             yield "deviation", f"norm deviation {deviation:.4g} is above {limit:g}"
@@ -63,15 +66,21 @@ class Alerts:
         if jump is not None and before is not None and deviation > jump * before > 0:
             yield "jump", f"norm deviation grew from {before:.4g} to {deviation:.4g} since the row before"
         if share is not None:
-            yield "share", _largest(prefix, share, row)
+            yield "share", _largest(share, norms)
 
 
-def _largest(prefix: str, share: float, row: Row) -> str | None:
+def _norms_by_network(row: Row) -> dict[str, dict[str, float]]:
+    """Network -> core -> squared norm; in one pass, because a row of many networks has thousands of keys."""
+    found: dict[str, dict[str, float]] = {}
+    for key, value in row.items():
+        network, is_core, core = key.partition("/core_norm_sq/")
+        if is_core and value is not None:
+            found.setdefault(network.removeprefix("balance/"), {})[core] = value
+    return found
+
+
+def _largest(share: float, norms: Mapping[str, float]) -> str | None:
     """What to say of the core that holds more than `share` of the sum of squared norms."""
-    start = f"{prefix}core_norm_sq/"
-    norms = {
-        key.removeprefix(start): value for key, value in row.items() if key.startswith(start) and value is not None
-    }
     total = sum(norms.values())
     if not total > 0:
         return None

@@ -58,9 +58,9 @@ class FileKeys(Section):
 class TableKeys(FileKeys):
     """source: table."""
 
-    path: str = Field(description="The CSV, Parquet or Feather file.")
-    value: str | None = Field(default=None, description="Column of values; null: the only one of real numbers.")
-    modes: list[str] | None = Field(default=None, description="Columns of labels, one a mode; null: all others.")
+    path: str = Field(description="The CSV, Parquet, Feather, netCDF (.nc) or MATLAB (.mat) file.")
+    value: str | None = Field(default=None, description="Column or variable of values; null: the only one.")
+    modes: list[str] | None = Field(default=None, description="Columns or dimensions of labels, one a mode; null: all.")
 
 
 class LowrankKeys(Section):
@@ -225,9 +225,14 @@ def build_file(data: Any) -> Any:
 
 def build_table(data: Any) -> Any:
     """The entries of the table data.path."""
-    from distsam.tasks.tables import read_table
-
-    return read_table(data.path, data.value, data.modes)
+    suffix = Path(data.path).suffix.lower()
+    if suffix in (".nc", ".nc4"):
+        from distsam.tasks.netcdf import read_netcdf as read
+    elif suffix == ".mat":
+        from distsam.tasks.matlab import read_mat as read
+    else:
+        from distsam.tasks.tables import read_table as read
+    return read(data.path, data.value, data.modes)
 
 
 def build_lowrank(data: Any) -> Any:

@@ -36,6 +36,8 @@ ONE_IMPORTER = (
     "wandb",
     "wandb_workspaces",
     "tensorboard",
+    "xarray",
+    "h5py",
     "matplotlib",
     "opt_einsum",
     "omegaconf",
