@@ -208,6 +208,7 @@ def _host_record(record: StepRecord, non_blocking: bool = False) -> dict[str, An
     return {**copied, **host_only, "counters": counters}
 
 
+@torch.inference_mode()
 def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNetwork]) -> Snapshot:
     """All published numbers; those of a step are None where no published step is known."""
     numbers: Snapshot = dict.fromkeys(("train/loss", "sam/grad_norm", "sam/loss_gap", "sam/skipped"))
@@ -221,26 +222,27 @@ def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNet
         }
         numbers.update({name: int(count) for name, count in host["counters"].items()})
     for network, cores in _by_network(networks):
-        numbers.update(_balance(network, after[cores]))
-        rates = (None,) * len(RATES) if host is None else _rates(host, after[cores], cores)
+        deviation = norm_deviation(after[cores])
+        numbers.update(_balance(network, after[cores], deviation))
+        rates = (None,) * len(RATES) if host is None else _rates(host, deviation, cores)
         for metric, value in zip(RATES, rates, strict=True):
             numbers[f"balance/{network.name}/{metric}"] = _number(value)
     return numbers
 
 
-def _balance(network: CoreNetwork, s: Tensor) -> Snapshot:
+def _balance(network: CoreNetwork, s: Tensor, deviation: Tensor) -> Snapshot:
     prefix, names = f"balance/{network.name}", network.spec.core_names
     is_whole = bool((s > 0).all())
     return {
-        f"{prefix}/norm_deviation": _number(norm_deviation(s)),
+        f"{prefix}/norm_deviation": _number(deviation),
         f"{prefix}/relative_deviation": _number(relative_deviation(s)) if is_whole else None,
         f"{prefix}/max_over_min": _number(max_over_min(s)) if is_whole else None,
         **{f"{prefix}/core_norm_sq/{name}": _number(value) for name, value in zip(names, s.tolist(), strict=True)},
     }
 
 
-def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | None, ...]:
-    """The numbers of RATES, of one step of one network."""
+def _rates(host: dict[str, Any], deviation: Tensor, cores: slice) -> tuple[Tensor | None, ...]:
+    """The numbers of RATES, of one step of one network, after which it has this `deviation`."""
     s, gamma = host["before"][cores], host["gamma"][cores]
     drives = _drives(host, s, gamma, cores)
     rates = set() if host["rates"] is None else set(host["rates"][cores].tolist())
@@ -249,7 +251,7 @@ def _rates(host: dict[str, Any], after: Tensor, cores: slice) -> tuple[Tensor | 
         return covariance(s, gamma), None, None, None
     rate = rates.pop()
     # At rate 0, infinite or NaN: not published.
-    measured = (norm_deviation(after) - norm_deviation(s)) / rate
+    measured = (deviation - norm_deviation(s)) / rate
     predicted = [None if drive is None else deviation_rate(s, drive) for drive in drives]
     return covariance(s, gamma), *predicted, measured
 

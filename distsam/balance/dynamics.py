@@ -66,6 +66,8 @@ def deviation_rate(core_norms_sq: Numbers, drive: Numbers) -> Tensor:
 
 
 def _float64(x: Numbers) -> Tensor:
+    if isinstance(x, Tensor) and x.dtype is torch.float64 and not x.requires_grad:
+        return x  # as it is mostly: rows of many networks ask thousands of times
     return torch.as_tensor(x, dtype=torch.float64).detach()
 
 
