@@ -92,6 +92,7 @@ TASKS.add(
         arguments_section="network",
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
+        refit=completion.refit_keys,
     )
 )
 TASKS.add(
