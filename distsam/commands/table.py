@@ -46,7 +46,9 @@ def _headline(summary: Summary) -> Iterator[tuple[str, str]]:
     goal = summary.goal
     if goal is None:
         return
-    weights = f"best weights, step {summary.best_step}" if summary.weights == "best" else "last weights"
+    steps = summary.best_step
+    known = {"best": f"best weights, step {steps}", "refit": f"fitted anew to all that is not held out, {steps} steps"}
+    weights = known.get(summary.weights, "last weights")
     for position, (label, key) in enumerate(goal.headline or ((goal.key, goal.key),)):
         note = f"  ({weights})" if position == 0 else ""
         yield label, f"{number(summary.numbers.get(key))}{note}"

@@ -55,6 +55,11 @@ class RunFolder:
         return self.path / "labels.json"
 
     @property
+    def refit(self) -> Path:
+        """The run folder of the second fit, to all that is not held out; summary.json says whether it counts."""
+        return self.path / "refit"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"

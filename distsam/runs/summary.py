@@ -51,7 +51,8 @@ class Summary:
     Attributes:
         goal: None in summaries of versions that did not write it.
         networks: name -> network.
-        weights: "best" or "last", the weights that the scores are of.
+        weights: "best" or "last", the weights that the scores are of; "refit" for those of the second fit, in a folder
+            of its own.
         best_step: the step of the best weights; None where no evaluation had a finite score.
         steps: updates that were done.
         stopped_by: why it ended.

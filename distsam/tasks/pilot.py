@@ -11,7 +11,8 @@ from distsam.tensornet import NetworkSpec, TensorNetwork
 # Decay times the number of entries; see `choose_decay`.
 FIRST, LAST, FACTOR = 16.0, 0.01, 2.0
 STEPS = 100
-PATIENCE = 3
+PATIENCE = 4
+NEARLY = 0.02
 # With few values a part that is kept apart says little: several are, one after the other.
 FEW_VALUES, FOLDS = 10_000, 3
 SHARE_APART = 0.1
@@ -40,11 +41,15 @@ def choose_decay(spec: NetworkSpec, indices: np.ndarray, values: np.ndarray, lr:
     Regularization Algorithms for Learning Large Incomplete Matrices, JMLR 11 (2010), there for the nuclear norm.
     """
     num_folds = FOLDS if len(values) < FEW_VALUES else 1
-    errors = [list(_path(spec, indices, values, lr, seed, fold)) for fold in range(num_folds)]
-    # Of the decays that all folds have reached.
-    mean = [sum(at) / num_folds for at in zip(*errors, strict=False)]
+    paths = [_path(spec, indices, values, lr, seed, fold) for fold in range(num_folds)]
+    errors: list[float] = []
+    for of_folds in zip(*paths, strict=True):
+        errors.append(sum(of_folds) / num_folds)
+        if len(errors) - 1 - errors.index(min(errors)) >= PATIENCE:
+            break
+    chosen = next(k for k, error in enumerate(errors) if error <= (1 + NEARLY) * min(errors))
     # Two digits are more than is known.
-    return float(f"{FIRST / FACTOR ** mean.index(min(mean)) / len(values):.2g}")
+    return float(f"{FIRST / FACTOR**chosen / len(values):.2g}")
 
 
 def _path(
@@ -59,8 +64,8 @@ def _path(
     generator = torch.Generator().manual_seed(seed)
     network = TensorNetwork(spec, generator=generator, dtype=torch.float32)
     adam = torch.optim.Adam(network.parameters(), lr=lr)
-    times_n, best, num_stale = FIRST, float("inf"), 0
-    while times_n >= LAST and num_stale < PATIENCE:
+    times_n = FIRST
+    while times_n >= LAST:
         adam.param_groups[0]["weight_decay"] = times_n / max(1, len(rest))
         for _ in range(STEPS):
             adam.zero_grad()
@@ -68,9 +73,8 @@ def _path(
             adam.step()
         with torch.no_grad():
             error = float(_error(network, *held))
-        yield error
-        num_stale = 0 if error < best else num_stale + 1
-        best, times_n = min(best, error), times_n / FACTOR
+        yield error  # outside: what a generator is inside of when it yields, its caller is in too
+        times_n /= FACTOR
 
 
 def _batch(indices: Tensor, values: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -203,10 +203,19 @@ def check_task(config: Any) -> None:
     """InputError where keys of several sections do not fit a completion."""
     if config.train.early_stopping is not None and config.data.validation == 0:
         raise InputError(f"train.early_stopping: {config.train.early_stopping} needs data.validation > 0")
+    if config.train.refit and config.data.validation == 0:
+        raise InputError(
+            "train.refit: true needs data.validation > 0: without it all that is observed is fitted already"
+        )
     check_auto(config)
     precision, dtype = config.train.precision, config.network.dtype
     if None not in (precision, dtype) and dtype != {"bf16": "float32"}.get(precision, precision):
         raise InputError(f"network.dtype: {dtype} contradicts train.precision={precision}; leave one of them out")
+
+
+def refit_keys() -> dict[str, Any]:
+    """Dotted key -> value of the fit to all observed entries; the same ones stay held out."""
+    return {"data.validation": 0.0, "train.early_stopping": None}
 
 
 def build_installed(data: DataKeys) -> Any:

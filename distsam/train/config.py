@@ -105,6 +105,9 @@ class TrainKeys(Section):
     early_stopping: PositiveInt | None = Field(
         default=None, description="Evaluations without a better validation score after which training ends."
     )
+    refit: bool = Field(
+        default=False, description="Fit once more to all that is not held out, for as many steps as were best."
+    )
     alert_deviation: PositiveFloat | None = Field(
         default=None, description="Norm deviation above which a line is printed and W&B alerts; null: none."
     )
@@ -216,6 +219,7 @@ def check_together(config: Config) -> None:
                     vars(kind)["check"](section)
     _check_schedules(config)
     _check_auto(config)
+    _check_refit(config)
     parts.TASKS.chosen(config.task).check(config)
     parts.ENGINES.chosen(config.engine).check(config)
 
@@ -259,6 +263,14 @@ def _check_auto(config: Config) -> None:
                 f"optim.{key}: auto is not known for task.kind={config.task.kind}, of which no rule knows the data; "
                 "give a number"
             )
+
+
+def _check_refit(config: Config) -> None:
+    if config.train.refit and parts.TASKS.chosen(config.task).refit is None:
+        raise InputError(
+            f"train.refit: true is not known for task.kind={config.task.kind}, which says of no data that weights were "
+            "chosen by them; leave it out"
+        )
 
 
 def _check_task(raw: Mapping[str, Any], forms: Mapping[str, SectionForm]) -> None:

@@ -98,6 +98,7 @@ TASKS.add(
         search=completion_search.SEARCH,
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
+        refit=completion.refit_keys,
     )
 )
 TASKS.add(

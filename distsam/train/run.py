@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from distsam.runs.rows import Row
 from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import Layout, are_finite, close_world, open_world
 from distsam.tasks.task import Task, verdict
-from distsam.tasks.task import identity as identity_of
 from distsam.tasks.task import labels as labels_of
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
@@ -35,8 +35,9 @@ from distsam.train.loop import TrainingLoop, evaluated
 from distsam.train.memory import peak_memory
 from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
+from distsam.train.refit import merged, plan_refit, write_merged
 from distsam.train.run_state import BestWeights, RunState
-from distsam.train.same_run import check_folder, claim_folder, fingerprint
+from distsam.train.same_run import check_folder, claim_folder, identify
 from distsam.train.settled import describe_values, recalled, settled
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
@@ -60,10 +61,30 @@ def run_training(config: Config) -> Summary:
     """
     if config.train.num_threads is not None:
         torch.set_num_threads(config.train.num_threads)
+    locks: list[RunLock] = []
+    try:
+        summary, again = _train_once(config, locks)
+        if again is None:
+            return summary
+        refitted, _ = _train_once(again, locks, f"refit of {config.run.dir} for {again.train.steps} steps")
+        if refitted.steps < again.train.steps:
+            return replace(summary, stopped_by=refitted.stopped_by)
+        summary = merged(summary, refitted)
+        write_merged(RunFolder(Path(config.run.dir)), summary, locks)
+        return summary
+    finally:
+        for lock in locks:
+            lock.release()
+
+
+def _train_once(config: Config, locks: list[RunLock], note: str = "") -> tuple[Summary, Config | None]:
+    """One fit in a world of its own, and the config of the one that is to follow.
+
+    The lock of its folder comes into `locks`, on rank 0.
+    """
     folder = RunFolder(Path(config.run.dir))
     with arguments_as_keys("sharding"):
         world = open_world(config.sharding.device)
-    locks: list[RunLock] = []
     try:
         layout = agreed(lambda: build_layout(config, world))
         asked = config
@@ -71,15 +92,19 @@ def run_training(config: Config) -> Summary:
         task = agreed(lambda: _find_task(config, folder, layout))
         config = settled(config, task)
         # All ranks have looked at the folder: from here on it may change.
-        identity = _identify(config, task)
+        identity = identify(config, task)
         run = agreed(lambda: _prepare(config, folder, task, layout, locks))
         # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
         with parts.TASKS.chosen(config.task).naming():
-            note = describe_values(asked, config)
-            return _Run(config, folder, run, identity, locks[0] if locks else None, note).train()
+            one = _Run(
+                config, folder, run, identity, locks[-1] if locks else None, note or describe_values(asked, config)
+            )
+            summary, incomplete = one.train_as_far_as_possible()
+            again = plan_refit(config, summary, incomplete is None, one.is_first)
+        if incomplete is not None:
+            raise incomplete
+        return summary, again
     finally:
-        for lock in locks:
-            lock.release()
         close_world()
 
 
@@ -87,23 +112,6 @@ def _find_task(config: Config, folder: RunFolder, layout: Layout) -> Task:
     task = build_task(config, layout)
     check_folder(folder, config)
     return task
-
-
-def _identify(config: Config, task: Task) -> dict[str, str]:
-    """The digests of config and data by which a resume knows this training, as rank 0 has them.
-
-    Every rank must have the same data: machines with disks of their own can hold other files under the same name.
-    """
-    own = identity_of(task)
-    identity = from_first_rank(lambda: {"fingerprint": fingerprint(config), "data_sha256": own})
-
-    def check() -> None:
-        if own != identity["data_sha256"]:
-            key, given = parts.TASKS.chosen(config.task).origin(config)
-            raise InputError(f"{key}: {given} holds other data than on rank 0; give every rank the same")
-
-    agreed(check)
-    return identity
 
 
 def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, locks: list[RunLock]) -> RunParts:
@@ -191,6 +199,14 @@ class _Run:
     def _goal(self) -> SavedGoal:
         goal = self.parts.task.goal
         return SavedGoal(goal.key, goal.higher_is_better, goal.columns, goal.headline)
+
+    def train_as_far_as_possible(self) -> tuple[Summary, RunIncomplete | None]:
+        """`train`, but what it raises on rank 0 alone is returned: the other ranks go on and would wait for rank 0."""
+        try:
+            return self.train(), None
+        except RunIncomplete as error:
+            summary: Summary = error.summary  # type: ignore[assignment]
+            return summary, error
 
     def _alerts(self) -> Alerts:
         keys = self.config.train

@@ -8,7 +8,9 @@ from typing import Any
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.runs.lock import RunLock
+from distsam.tasks.task import Task, identity
 from distsam.train import parts
+from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.config import Config
 from distsam.train.config_file import read_yaml, to_yaml
 from distsam.train.keys_of_arguments import arguments_as_keys
@@ -77,3 +79,20 @@ def fingerprint(config: Config) -> str:
     """16 hexadecimal digits, the same for two configs of the same training."""
     text = json.dumps(defining_values(config, config.shown()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def identify(config: Config, task: Task) -> dict[str, str]:
+    """The digests of config and data by which a resume knows this training, as rank 0 has them.
+
+    Every rank must have the same data: machines with disks of their own can hold other files under the same name.
+    """
+    own = identity(task)
+    agreed_identity = from_first_rank(lambda: {"fingerprint": fingerprint(config), "data_sha256": own})
+
+    def check() -> None:
+        if own != agreed_identity["data_sha256"]:
+            key, given = parts.TASKS.chosen(config.task).origin(config)
+            raise InputError(f"{key}: {given} holds other data than on rank 0; give every rank the same")
+
+    agreed(check)
+    return agreed_identity

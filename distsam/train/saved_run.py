@@ -14,6 +14,7 @@ from distsam.engine import model_tensors
 from distsam.errors import InputError
 from distsam.runs.checkpoints import damage, published_checkpoints
 from distsam.runs.folder import RunFolder
+from distsam.runs.summary import read_summary
 from distsam.sharding import Layout
 from distsam.tasks.task import Scores, Task, identity
 from distsam.train import parts
@@ -22,6 +23,7 @@ from distsam.train.checkpoint_reader import load_tensors, read_state, tensor_sha
 from distsam.train.config import Config
 from distsam.train.config_file import load_config, read_yaml
 from distsam.train.loop import evaluated
+from distsam.train.refit import REFIT
 from distsam.train.run_state import BEST, MODEL
 from distsam.train.same_run import MOVABLE_KEYS, fingerprint
 
@@ -51,7 +53,8 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
     for override in overrides:
         if override.partition("=")[0] not in MOVABLE_KEYS:
             raise InputError(f"{override}: cannot be changed now; only {', '.join(MOVABLE_KEYS)} can")
-    config, state = load_config(folder.config, overrides or _moved(folder)), read_state(checkpoint)
+    moved = overrides or _moved(run_folder(run_dir))
+    config, state = load_config(folder.config, moved), read_state(checkpoint)
     if fingerprint(config) != state["fingerprint"]:
         # With another split or scaling the scores would be wrong, and nothing would say so.
         raise InputError(
@@ -83,8 +86,14 @@ def evaluate_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> Scores:
 
 
 def find_run(run_dir: str | Path) -> tuple[RunFolder, Path]:
-    """The run folder, and its newest checkpoint that can be used."""
+    """The folder whose weights count, and its newest checkpoint that can be used.
+
+    That is the run folder, or within it that of the second fit, once the summary has its scores.
+    """
     folder = run_folder(run_dir)
+    summary = read_summary(folder.summary)
+    if summary is not None and summary.weights == REFIT:
+        folder = run_folder(folder.refit)
     return folder, _newest(folder)
 
 

@@ -343,8 +343,8 @@ class TaskPart(Part):
         search: where to look for good settings; None: learning rate and decay alone.
         settles: dotted keys that may be "auto".
         settle: (config, task) -> dotted key -> value for those that are; without collectives.
-        refit: (config, steps) -> the config of a second fit to all that the first has kept apart to choose by; None
-            where the config asks for none.
+        refit: () -> dotted key -> value of a second fit, which also takes what the first has kept apart to
+            choose weights by; None where there is no such fit.
     """
 
     sections: tuple[SectionForm, ...] = ()
@@ -356,7 +356,7 @@ class TaskPart(Part):
     search: Search | None = None
     settles: tuple[str, ...] = ()
     settle: Callable[[Any, Any], Mapping[str, Any]] = lambda config, task: {}
-    refit: Callable[[Any, int], Any | None] = lambda config, steps: None
+    refit: Callable[[], Mapping[str, Any]] | None = None
 
     def naming(self) -> AbstractContextManager[None]:
         """Say errors about the task's arguments with their keys."""

@@ -139,7 +139,7 @@ def test_an_alert_is_a_line_and_a_field_of_the_row_and_changes_nothing(tmp_path:
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        (["network.bond_dim=1", "data.sizes={a: 20, b: 15, c: 10, r: 3}"], "R2 is low on training"),
+        (["network.bond_dim=1", "data.sizes={a: 20, b: 15, c: 10, r: 3}"], "R2 could be higher on training"),
         (
             ["network.bond_dim=12", "data.observed=0.15", "optim.weight_decay=1e-9"],
             "times that of training: the network",
