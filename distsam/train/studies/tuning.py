@@ -72,6 +72,8 @@ class Tuning:
         self.clock = StudyClock(folder.path / "clock")
         self._config = load_config(folder.base)
         self._task: Any = None
+        # A second fit says nothing of which setting is better.
+        self._no_refit = ("train.refit=false",) if getattr(self._config.train, "refit", False) else ()
         self._sign = 1.0 if self.higher_is_better else -1.0
 
     def todo(self) -> list[Job] | None:
@@ -234,7 +236,7 @@ class Tuning:
     def _job(self, trial: Trial, rung: int, seed: int) -> Job:
         steps = self.rungs[rung]
         shown = ", ".join(f"{key}={value}" for key, value in trial.settings.items() if value is not None)
-        overrides = (*as_overrides(trial.settings), f"train.steps={steps}", f"run.seed={seed}")
+        overrides = (*as_overrides(trial.settings), f"train.steps={steps}", f"run.seed={seed}", *self._no_refit)
         folder = self._file(trial.index).parent / f"seed-{seed}"
         label = f"{trial.index}: {shown or 'the config as it is'}, {steps} steps, seed {seed}"
         return Job(folder, overrides, label, steps)
