@@ -8,7 +8,7 @@ from distsam.tensornet import NetworkSpec
 
 # MEASURED
 LEARNING_RATE = 0.03
-LARGEST_BOND = 30
+LARGEST_BOND = 60
 PARAMETERS_PER_VALUE = 2.0
 
 

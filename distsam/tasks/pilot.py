@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 
 from distsam.tensornet import NetworkSpec, TensorNetwork
+from distsam.tensornet.initial import draw_cores
 
 # Decay times the number of entries; see `choose_decay`.
-FIRST, LAST, FACTOR = 16.0, 0.01, 2.0
+FIRST, LAST, FACTOR = 16.0, 0.03, 2.0
 STEPS = 100
-PATIENCE = 4
+PATIENCE = 6
+# The strongest decay within so much of the least squared error is taken: the path fits less than a training.
 NEARLY = 0.02
+# Part of a fresh start that is added between two decays.
+KICK = 0.3
 # With few values a part that is kept apart says little: several are, one after the other.
 FEW_VALUES, FOLDS = 10_000, 3
 SHARE_APART = 0.1
@@ -73,6 +77,9 @@ def _path(
             adam.step()
         with torch.no_grad():
             error = float(_error(network, *held))
+            # What a strong decay has brought to zero has no gradient left to come back by.
+            for core, fresh in zip(network.cores, draw_cores(spec, generator=generator), strict=True):
+                core.add_(KICK * fresh)
         yield error  # outside: what a generator is inside of when it yields, its caller is in too
         times_n /= FACTOR
 

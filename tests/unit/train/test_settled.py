@@ -15,6 +15,11 @@ from distsam.train.config_file import load_config, to_yaml
 from distsam.train.settled import auto_keys, describe_values, recalled, settled
 
 
+@pytest.fixture(autouse=True)
+def _short_pilot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distsam.tasks.pilot.STEPS", 5)  # what it finds is not looked at here
+
+
 def config_of(folder: Path, **sections: Any) -> Config:
     """Everything left to the data: a tensor of rank 1 with a little noise."""
     rng = np.random.default_rng(0)
@@ -38,7 +43,7 @@ def test_every_auto_becomes_a_number_that_the_first_line_names(tmp_path: Path) -
     decay = config.optim.weight_decay
     assert isinstance(decay, float)
     assert 0 < decay < 0.1
-    # 363 training entries for 24 parameters a bond, and two parameters an entry
+    # 363 training entries for 24 parameters a bond: two parameters an entry
     expected = f"auto: network.bond_dim=30, optim.lr=0.03, optim.weight_decay={decay}"
     assert describe_values(asked, config) == expected
 
