@@ -1,4 +1,4 @@
-"""Means with their intervals, and paired differences with their tests. The one importer of scipy."""
+"""Means with their intervals, and paired differences with their tests. scipy.stats knows them."""
 
 import math
 import sys
