@@ -60,7 +60,7 @@ def arms_table(content: Content) -> Table:
         content: of a compare.json; what an arm lacks is a dash.
     """
     seeds = content.get("seeds") or []
-    goal = _mapping(content.get("goal")).get("key", "goal")
+    goal = _score(content)
     costs = ["seconds a step", "seconds to target", "reached it"]
     header = ["arm", f"{goal}, mean", "95 % interval", *costs, "norm deviation", "tuned"]
     rows = []
@@ -73,6 +73,11 @@ def arms_table(content: Content) -> Table:
             shown(arm.get("target_s")), reached, shown(arm.get("deviation")), tuned or DASH,
         ])  # fmt: skip
     return Table(header, rows)
+
+
+def _score(content: Content) -> str:
+    """What was compared, such as heldout/r2; the goal, by which the arms were tuned, has the same direction."""
+    return str(content.get("score") or _mapping(content.get("goal")).get("key", "goal"))
 
 
 def differences_table(content: Content) -> Table:
@@ -102,7 +107,7 @@ def best_difference(content: Content) -> dict[str, str] | None:
     interval, p = _interval_text(difference.get("interval")), shown(difference.get("p_corrected"))
     return {
         "value": f"{'+' if mean > 0 else ''}{shown(mean)}",
-        "what": f"{goal.get('key', 'goal')}, {difference.get('arm')} minus {difference.get('against')}: the best arm",
+        "what": f"{_score(content)}, {difference.get('arm')} minus {difference.get('against')}: the best arm",
         "note": f"95 % interval {interval}; p, corrected: {p}",
     }
 
@@ -115,7 +120,7 @@ def differences_figure(content: Content) -> Dots:
     return Dots(
         "differences",
         f"Paired differences{_against(found)}",
-        f"difference in {goal.get('key', 'goal')} [unit as scored], {better}",
+        f"difference in {_score(content)} [unit as scored], {better}",
         [str(d.get("arm")) for d in found],
         [_number(d.get("mean")) for d in found],
         [_interval(d.get("interval")) for d in found],

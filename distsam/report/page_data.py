@@ -35,7 +35,7 @@ def page_data(runs: Sequence[RunFacts], comparison: Mapping[str, Any] | None = N
     trees = [_run(run) for run in runs]
     return {
         "sentence": str((comparison or {}).get("verdict") or sentence_of(trees)),
-        "notes": _notes(runs),
+        "notes": [*_notes(runs), *map(str, (comparison or {}).get("notes") or [])],
         "runs": trees,
         "comparison": without_infinities(dict(comparison)) if comparison else None,
     }

@@ -318,8 +318,10 @@ def compared() -> dict[str, Any]:
         {"arm": "wd", "against": "base", "mean": -0.01, "interval": None, "p": None, "p_corrected": None},
     ]
     return {
-        "goal": {"key": "heldout/r2", "higher_is_better": True},
-        "budget": {"steps": 20},
+        "goal": {"key": "validation/r2", "higher_is_better": True},
+        "score": "heldout/r2",
+        "notes": ["wd: no heldout/r2 for seed 1"],
+        "budget": {"unit": "steps", "amount": 20},
         "seeds": [0, 1],
         "arms": {"base": arm, "sam": {**arm, "mean": 0.74}, "wd": lacking},
         "differences": differences,
@@ -336,6 +338,8 @@ def test_a_comparison_is_shown_with_what_it_holds(tmp_path: Path) -> None:
     paths, arms, differences = page.tables
     # At step 20 one seed has no number: there is no band.
     assert [row[:4] for row in paths[1:]] == [["0", "9", "9", "9"], ["10", "4", "5", "6"]]
+    assert arms[0][1] == "heldout/r2, mean"
+    assert page.data["notes"] == ["wd: no heldout/r2 for seed 1"]
     cells = {row[0]: row for row in arms}
     assert cells["sam"] == ["sam", "0.74", "0.6 to 0.8", "0.01", "3.5", "2 of 2", "1.5", "optim.lr=0.01"]
     assert cells["wd"][2:6] == ["-", "0.01", "-", "0 of 2"]
