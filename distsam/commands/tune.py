@@ -39,7 +39,7 @@ def tune(
         from distsam.commands.studies import run_study
         from distsam.runs.study import StudyFolder
         from distsam.train import load_config
-        from distsam.train.studies.tuning import plan_tuning
+        from distsam.train.studies.tuning_plan import plan_tuning
 
         settings = load_config(config, overrides or [])
         spaces = dict(_split(text) for text in over or [])

@@ -25,7 +25,8 @@ from distsam.train.predictions import modes_of
 from distsam.train.saved_run import open_run
 from distsam.train.studies.arms import as_overrides
 from distsam.train.studies.jobs import Job, run_job
-from distsam.train.studies.tuning import Tuning, plan_tuning
+from distsam.train.studies.tuning import Tuning
+from distsam.train.studies.tuning_plan import plan_tuning
 from distsam.train.studies.work import work_together
 
 _CONFIGS = Path(__file__).parents[1] / "configs"

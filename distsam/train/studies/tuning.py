@@ -21,20 +21,15 @@ from distsam.runs.atomic import write_atomically
 from distsam.runs.study import StudyFolder
 from distsam.runs.summary import read_summary
 from distsam.train import parts
-from distsam.train.config import Config
 from distsam.train.config_file import load_config, to_yaml
-from distsam.train.studies.arms import METHOD_SPACES, as_overrides
+from distsam.train.studies.arms import as_overrides
 from distsam.train.studies.clock import StudyClock
 from distsam.train.studies.jobs import Job, outcome
 from distsam.train.studies.opened import opened
-from distsam.train.studies.space import Space, parse_space
+from distsam.train.studies.space import Space
 
 KIND = "search"
-_REDUCTION = 3
-_NUM_RUNGS = 3
-_RATES = "log:0.001:0.1"
-_DECAYS = {"adamw": "log:0.001:10"}
-_L2 = "log:0.000001:0.03"
+REDUCTION = 3
 
 
 @dataclass(frozen=True)
@@ -179,7 +174,7 @@ class Tuning:
         for rung in range(len(self.rungs) - 2, -1, -1):
             scored = [(score, trial) for trial in trials if (score := self.result_at(trial, rung)) is not None]
             scored.sort(key=lambda pair: (-pair[0], pair[1].index))
-            best = [t for score, t in scored[: len(scored) // _REDUCTION] if t.rung == rung and score > -math.inf]
+            best = [t for score, t in scored[: len(scored) // REDUCTION] if t.rung == rung and score > -math.inf]
             if best:
                 return [replace(trial, rung=rung + 1) for trial in best]
         return []
@@ -246,105 +241,6 @@ class Tuning:
 
     def _file(self, index: int) -> Path:
         return self.folder.path / "trials" / f"{index}" / "trial.json"
-
-
-def plan_tuning(
-    folder: StudyFolder,
-    config: Config,
-    over: dict[str, str],
-    *,
-    minutes: float,
-    num_seeds: int,
-    trials: int | None = None,
-) -> None:
-    """Check everything that is asked and write it into `folder`.
-
-    Args:
-        folder: of the search; one that holds the same search is gone on with.
-        config: that settings are laid over; its seed is the first.
-        over: dotted key -> space, see `parse_space`; the task's default space when empty.
-        minutes: of wall time for all runs together.
-        num_seeds: over which the best settings are averaged.
-        trials: at most so many settings; None: as many as the time allows.
-
-    Raises:
-        InputError: something of it cannot be used.
-    """
-    if not 0 < minutes < math.inf:
-        raise InputError(f"--minutes: {minutes:g} is no time; give some minutes")
-    if num_seeds < 1:
-        raise InputError(f"--seeds: {num_seeds} is too few; give 1 or more")
-    if trials is not None and trials < 1:
-        raise InputError(f"--trials: {trials} is too few; give 1 or more")
-    config, task = opened(config)
-    spaces = {key: parse_space(key, text) for key, text in over.items()} or default_spaces(config, task)
-    _check_keys(config, spaces, task)
-    goal = task.goal
-    _check_validation(config, goal.key)
-    plan = {
-        "kind": KIND,
-        "spaces": {key: asdict(space) for key, space in spaces.items()},
-        "seeds": [config.run.seed + i for i in range(num_seeds)],
-        "minutes": minutes,
-        "trials": trials,
-        "rungs": _rungs(config),
-        "goal": goal.key,
-        "higher_is_better": goal.higher_is_better,
-        "score": goal.headline[0][1] if goal.headline else goal.key,
-    }
-    folder.begin(to_yaml(config), plan)
-
-
-def default_spaces(config: Config, task: Any) -> dict[str, Space]:
-    """What is varied when its user does not say: the task's own space, rate, decay, and what the method has."""
-    search = parts.TASKS.chosen(config.task).search
-    spaces = {} if search is None else search.spaces(config, task)
-    spaces["optim.lr"] = parse_space("optim.lr", _RATES)
-    spaces["optim.weight_decay"] = parse_space("optim.weight_decay", _DECAYS.get(config.optim.base, _L2))
-    for part in parts.METHODS.split(config.optim.method):
-        if part.word in METHOD_SPACES:
-            key, text = METHOD_SPACES[part.word]
-            spaces[f"optim.{key}"] = parse_space(f"optim.{key}", text)
-    return spaces
-
-
-def _rungs(config: Config) -> list[int]:
-    """Steps at which settings are halved; the whole run alone where its course depends on its length."""
-    steps = config.train.steps
-    shapes = [getattr(config.optim, key, "constant") for key in ("schedule", "rho_schedule", "alpha_schedule")]
-    if any(shape != "constant" for shape in shapes):
-        return [steps]
-    rungs = [steps // _REDUCTION**k for k in range(_NUM_RUNGS - 1, -1, -1)]
-    # A rung must end after the warm-up and with an evaluation that can choose weights.
-    least = max(config.optim.warmup_steps + 1, config.train.eval_every or config.train.log_every)
-    return [rung for rung in dict.fromkeys(rungs) if rung >= least or rung == steps]
-
-
-def _check_keys(config: Config, spaces: dict[str, Space], task: Any) -> None:
-    """InputError where a value of a space cannot be used."""
-    search = parts.TASKS.chosen(config.task).search
-    for share in (0.0, 0.999):
-        values = {key: space.at(share) for key, space in spaces.items()}
-        settings = values if search is None else search.settings(values, config, task)
-        try:
-            _loaded(config, as_overrides(settings))
-        except InputError as mistake:
-            raise InputError(f"--over: {mistake}") from None
-
-
-def _loaded(config: Config, overrides: list[str]) -> Config:
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as scratch:
-        base = Path(scratch) / "base.yaml"
-        base.write_text(to_yaml(config), encoding="utf-8")
-        return load_config(base, overrides)
-
-
-def _check_validation(config: Config, goal: str) -> None:
-    data = getattr(config, "data", None)
-    if data is not None and data.validation == 0 and goal.startswith("validation/"):
-        raise InputError("data.validation: 0 leaves no entries to choose settings by; give it 0.1, for instance")
 
 
 def _space(content: dict[str, Any]) -> Space:
