@@ -7,6 +7,7 @@ from distsam.errors import ArgumentError
 from distsam.tensornet import NetworkSpec
 
 # MEASURED
+LARGE, BATCH = 50_000, 8192
 LEARNING_RATE = 0.03
 LARGEST_BOND = 60
 PARAMETERS_PER_VALUE = 2.0
@@ -42,3 +43,12 @@ def tucker_ranks(shape: Sequence[int], bond: int) -> list[int]:
         largest = max(range(len(ranks)), key=lambda k: ranks[k] - cut[k])
         ranks[largest] = cut[largest]
     return ranks
+
+
+def batch_for(num_values: int) -> int | None:
+    """Entries a step: all (None), or, of more than LARGE, BATCH of them: many steps in the time of a few of all.
+
+    Measured on imputegap's traffic (731 x 24 x 20, 170,000 training entries, one thread, shared cores): 400 steps of
+    8,192 entries, which visit as many as 20 steps of all, reach the held-out R2 at which training stops improving.
+    """
+    return None if num_values <= LARGE else BATCH

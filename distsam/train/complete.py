@@ -34,8 +34,6 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 _SHARE_OF_SEARCH = 0.75
 _MAX_WORKERS = 8
 _BALANCE = ("norm_deviation", "relative_deviation", "max_over_min")
-_LARGE = 50_000
-_BATCH = 8192
 # So many entries choose the weights of the last fit, but no more than a tenth.
 _CHOOSING = 1000
 # What the search does not vary. One gradient a step leaves twice the time that SAM would: no method differs from plain
@@ -116,9 +114,7 @@ def complete(
     try:
         given, source = _saved(data, where)
         overrides = [*_SETTINGS, *source, f"run.seed={seed}", "data.observed=0.9", "data.validation=0.1"]
-        # Of many entries a step takes some: within minutes that fits closer than few steps of all.
-        batches = [f"train.batch_size={_BATCH}"] if _num_known(data) > _LARGE else []
-        config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *batches, *settings])
+        config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *settings])
         folder = StudyFolder(where / "search")
         plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=2)
         search = Tuning(folder)

@@ -7,7 +7,7 @@ from distsam.errors import InputError
 from distsam.train.seams import Part, Seam
 
 AUTO = "auto"
-KEYS = ("network.bond_dim", "network.ranks", "optim.lr", "optim.weight_decay")
+KEYS = ("network.bond_dim", "network.ranks", "optim.lr", "optim.weight_decay", "train.batch_size")
 # A decay that is no L2 term, or steps that are not Adam's, were not measured.
 _BASES = {"lr": ("adam", "adamw"), "weight_decay": ("adam", "sgd")}
 
@@ -43,6 +43,13 @@ def auto_sizes(formats: Seam[Part], network: Any, shape: tuple[int, ...], num_va
     return {key: sized(bond_for(spec_of, num_values))}
 
 
+def auto_batch(batch_size: int | str | None, num_values: int) -> int | None:
+    """The batch size, where it says auto that of the rule."""
+    from distsam.tasks.auto import batch_for
+
+    return batch_for(num_values) if isinstance(batch_size, str) else batch_size
+
+
 def settle(formats: Seam[Part], config: Any, task: Any) -> Mapping[str, Any]:
     """Dotted key -> the number that the rule gives for this data, for the keys that say auto.
 
@@ -57,6 +64,8 @@ def settle(formats: Seam[Part], config: Any, task: Any) -> Mapping[str, Any]:
     train, optim = task.split.train, config.optim
     sizes = auto_sizes(formats, config.network, task.spec.shape, len(train))
     values = {f"network.{key}": size for key, size in sizes.items()}
+    if config.train.batch_size == AUTO:
+        values["train.batch_size"] = auto_batch(AUTO, len(train))
     if optim.lr == AUTO:
         values["optim.lr"] = LEARNING_RATE
     if optim.weight_decay == AUTO:

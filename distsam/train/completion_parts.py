@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
-from distsam.train.completion_auto import auto_sizes, check_auto
+from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.seams import Field, Part, Seam, Section, field_validator
 
@@ -126,7 +126,9 @@ class CompletionKeys(Section):
 class CompletionTrainKeys(Section):
     """What completion adds to the train section."""
 
-    batch_size: PositiveInt | None = Field(default=None, description="Entries a step over all ranks; null: all.")
+    batch_size: PositiveInt | Auto | None = Field(
+        default=None, description="Entries a step over all ranks; null: all; auto: all, or some of more than 50,000."
+    )
     loss: Literal["mean", "sum"] = Field(default="mean", description="Mean or sum of the squared errors.")
 
 
@@ -160,7 +162,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         entries,
         split,
         spec,
-        batch_size=train.batch_size,
+        batch_size=auto_batch(train.batch_size, len(split.train)),
         loss=train.loss,
         standardise=data.standardise,
         init=network.init,

@@ -9,6 +9,7 @@ import pytest
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout
+from distsam.tasks.auto import batch_for
 from distsam.train.build import build_task
 from distsam.train.config import Config, validate
 from distsam.train.config_file import load_config, to_yaml
@@ -83,10 +84,10 @@ def test_the_written_config_holds_numbers_and_a_resume_takes_them(tmp_path: Path
         ({"optim": {"base": "adamw"}}, "optim.weight_decay: auto is known for optim.base=adam and sgd, not for adamw"),
         ({"optim": {"base": "sgd"}}, "optim.lr: auto is known for optim.base=adam and adamw, not for sgd"),
         ({"data": {"standardise": False}}, "optim.lr: auto is known for data.standardise=true alone"),
-        ({"optim": {"lr": "automatic"}}, "optim.lr: 'automatic' is not valid; must be a number or one of auto"),
+        ({"optim": {"lr": "automatic"}}, "optim.lr: 'automatic' is not valid; must be a number or auto"),
         (
             {"network": {"bond_dim": "big"}},
-            "network.bond_dim: 'big' is not valid; must be a whole number or one of auto",
+            "network.bond_dim: 'big' is not valid; must be a whole number or auto",
         ),
     ],
 )
@@ -100,3 +101,10 @@ def test_a_task_of_ones_own_has_no_auto() -> None:
     raw = {"task": {"target": "mine:Task"}, "optim": {"lr": "auto"}, "train": {"steps": 1}}
     with pytest.raises(InputError, match=r"optim.lr: auto is not known for task.kind=target"):
         validate(raw)
+
+
+def test_a_step_takes_all_entries_unless_they_are_many(tmp_path: Path) -> None:
+    asked = config_of(tmp_path, train={"batch_size": "auto"})
+    config = settled(asked, build_task(asked, Layout.alone()))
+    assert config.part_keys("train", type(config.train)).batch_size is None
+    assert (batch_for(50_000), batch_for(50_001)) == (None, 8192)
