@@ -22,7 +22,8 @@ def test_every_key_is_there_once_with_a_meaning() -> None:
     [
         "optim.rho (default 0.05): Radius of the perturbation; auto: from the norm of the start. [sam]",
         "data.observed (default 0.8): Share of the entries that is not held out.",
-        "network.bond_dim (required): Size of the bond. or: One size for all bonds, or one a bond. [cp, tt, tr]",
+        "network.bond_dim (required): Size of the bond; auto: by a rule, from the data. or: One size for all "
+        "bonds, or one a bond; auto: by a rule, from the data. [cp, tt, tr]",
         "sharding.replicas (default 1): Copies of the sharded model; must divide the ranks. [fsdp]",
     ],
 )
