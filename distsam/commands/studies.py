@@ -13,7 +13,6 @@ from distsam.runs.numbers import without_infinities
 from distsam.runs.study import StudyFolder, write_result
 from distsam.runs.summary import read_summary
 
-_INTERRUPTED = 130
 _MAX_SHOWN = 5
 
 _SCRIPT = """#!/bin/bash
@@ -73,17 +72,18 @@ def do_runs(folder: StudyFolder, workers: int, tied: bool = False) -> Any:
     from distsam.train.studies.comparison import Comparison
     from distsam.train.studies.jobs import Interrupted
     from distsam.train.studies.tuning import KIND, Tuning
-    from distsam.train.studies.work import end_with_parent, work_together
+    from distsam.train.studies.work import INTERRUPTED, WorkerEnded, end_with_parent, work_together
 
     if tied:
         end_with_parent()
     study = (Tuning if folder.read_plan().get("kind") == KIND else Comparison)(folder)
     try:
         work_together(study, workers)
-    except (Interrupted, KeyboardInterrupt):
-        if not tied:
+    except (Interrupted, KeyboardInterrupt, WorkerEnded) as end:
+        code = end.code if isinstance(end, WorkerEnded) else INTERRUPTED
+        if not tied and code == INTERRUPTED:
             print(f"distsam: stopped; the same command, or `distsam work {folder.path}`, goes on", file=sys.stderr)
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(code) from None
     return study
 
 

@@ -102,7 +102,11 @@ def _last_numbers(rows: Rows) -> Tree:
 
 def _attribution(run: RunFacts, network: str, limit: int) -> Tree:
     optim = run.config.get("optim")
-    law = law_of(optim if isinstance(optim, Mapping) else {})
+    # Where the config says auto, the rows hold the number.
+    numbers = {
+        key.removeprefix("auto/"): value for row in run.rows for key, value in row.items() if key.startswith("auto/")
+    }
+    law = law_of({**(optim if isinstance(optim, Mapping) else {}), **numbers})
     found = attribute(run.rows, network, len(cores_of(run.rows).get(network, ())), law)
     chosen = thinned(found.steps, limit)
     terms: dict[str, list[float | None]] = {"measured": list(found.measured), **found.terms}

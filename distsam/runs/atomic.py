@@ -1,6 +1,7 @@
 """The one way in which a file of a run is replaced."""
 
 import os
+import re
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
@@ -37,6 +38,11 @@ def write_atomically(path: Path, content: str | Callable[[BinaryIO], object]) ->
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+def is_part(path: Path) -> bool:
+    """Whether this is what a writer that was killed has left."""
+    return re.fullmatch(rf"\.[0-9a-f]{{16}}{re.escape(_PART)}", path.name) is not None
 
 
 def remove_parts(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distsam.errors import InputError
-from distsam.runs.atomic import write_atomically
+from distsam.runs.atomic import is_part, write_atomically
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,11 @@ class StudyFolder:
             self._check_same(base, plan)
             return
         try:
-            if self.path.exists() and any(self.path.iterdir()):
+            # A kill may have come before the plan was there.
+            ours = (self.base.name, self.claims.name)
+            if self.path.exists() and any(p.name not in ours and not is_part(p) for p in self.path.iterdir()):
                 raise InputError(f"--output: {self.path} is not empty and holds no study; choose another folder")
-            self.claims.mkdir(parents=True)
+            self.claims.mkdir(parents=True, exist_ok=True)
             write_atomically(self.base, base)
             # The plan comes last: a folder that has one is complete.
             write_atomically(self.plan, json.dumps(plan, indent=1) + "\n")

@@ -8,13 +8,12 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, InputError
 from distsam.runs.folder import RunFolder
 from distsam.runs.study import StudyFolder
 from distsam.runs.summary import Summary, read_summary
@@ -24,10 +23,10 @@ from distsam.train.config_file import load_config
 from distsam.train.predictions import modes_of
 from distsam.train.saved_run import open_run
 from distsam.train.studies.arms import as_overrides
-from distsam.train.studies.jobs import Job, run_job
+from distsam.train.studies.jobs import Interrupted, Job, run_job
 from distsam.train.studies.tuning import Tuning
 from distsam.train.studies.tuning_plan import plan_tuning
-from distsam.train.studies.work import work_together
+from distsam.train.studies.work import INTERRUPTED, WorkerEnded, work_together
 
 _CONFIGS = Path(__file__).parents[1] / "configs"
 # The search gets most of the time; the last fit, to all that is known, what is left.
@@ -49,7 +48,7 @@ class Completion:
         tensor: the data's shape; known entries as they were given, the others predicted.
         prediction: the same shape; what the network says everywhere.
         scores: on entries that neither training nor the search has seen, before the last fit took them in too:
-            "heldout/r2", "heldout/rmse", "heldout/mae" and others, means over the seeds.
+            "heldout/r2", "heldout/rmse", "heldout/mae" and others.
         model: the network after the last fit.
         balance: "norm_deviation", "relative_deviation", "max_over_min" of its core norms.
         settings: dotted key -> value, what the search has chosen.
@@ -116,14 +115,17 @@ def complete(
         overrides = [*_SETTINGS, *source, f"run.seed={seed}", "data.observed=0.9", "data.validation=0.1"]
         config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *settings])
         folder = StudyFolder(where / "search")
-        plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=2)
+        # One seed: another one would split otherwise, and train on entries that the first holds out.
+        plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=1)
         search = Tuning(folder)
-        work_together(search, workers or min(_MAX_WORKERS, len(os.sched_getaffinity(0))), print if progress else None)
+        cores = len(os.sched_getaffinity(0))
+        _search(search, workers or min(_MAX_WORKERS, cores), progress)
         facts = search.facts()
-        found = [_summary(folder.path / run) for run in facts["best"]["runs"]]
+        (found,) = (folder.path / run for run in facts["best"]["runs"])
         left_s = max(5.0, 60 * minutes - (time.monotonic() - began))
-        last = _fit_all(folder, where / "fit", facts["best"], _num_known(data), left_s)
-        return _completion(last, _means(found), facts["best"]["settings"], where if path is not None else None)
+        last = _fit_all(folder, where / "fit", facts["best"], _num_known(data), left_s, cores) or found
+        kept = where if path is not None else None
+        return _completion(last, _scores(_summary(found)), facts["best"]["settings"], kept)
     finally:
         if path is None:
             shutil.rmtree(where, ignore_errors=True)
@@ -161,24 +163,36 @@ def _summary(run: Path) -> Summary:
     return summary
 
 
-def _means(found: Sequence[Summary]) -> dict[str, float | None]:
-    keys = [key for key in found[0].numbers if key.partition("/")[0] in ("heldout", "validation")]
-    known = {key: [s.numbers[key] for s in found if s.numbers.get(key) is not None] for key in keys}
-    return {key: fmean(map(float, values)) if values else None for key, values in known.items()}  # type: ignore[arg-type]
+def _scores(found: Summary) -> dict[str, float | None]:
+    return {key: value for key, value in found.numbers.items() if key.partition("/")[0] in ("heldout", "validation")}
 
 
-def _fit_all(folder: StudyFolder, run: Path, best: Mapping[str, Any], num_known: int, left_s: float) -> Path:
-    """Fit the best setting to what the search had held out, too.
+def _search(search: Tuning, workers: int, progress: bool) -> None:
+    try:
+        work_together(search, workers, print if progress else None)
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except WorkerEnded as end:
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise InputError(f"data: {end}; its message above says why") from None
+
+
+def _fit_all(
+    folder: StudyFolder, run: Path, best: Mapping[str, Any], num_known: int, left_s: float, threads: int
+) -> Path | None:
+    """Fit the best setting to what the search had held out, too; None where that diverges.
 
     A few entries still choose the weights: the last step's are noisy where steps take some of the entries, and on few
     entries training goes past its best.
     """
     apart = min(0.1, max(0.02, _CHOOSING / num_known))
     more = ("data.observed=1.0", f"data.validation={apart:.3f}", f"train.max_seconds={left_s:.1f}")
+    more += (f"train.num_threads={threads}", "train.refit=false")
     steps = load_config(folder.base).train.steps
     overrides = (*as_overrides(best["settings"]), *more)
-    run_job(folder, Job(run, overrides, "the last fit, to all that is known", steps))
-    return run
+    ended = run_job(folder, Job(run, overrides, "the last fit, to all that is known", steps))
+    return None if ended.summary is None else run
 
 
 def _completion(run: Path, scores: dict[str, float | None], settings: dict[str, Any], path: Path | None) -> Completion:

@@ -1,6 +1,7 @@
 """A second fit in a folder of its own: to all that is not held out, for as many steps as validation found best."""
 
 import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ def plan_refit(config: Config, summary: Summary, is_whole: bool, is_first: bool)
     if not config.train.refit:
         return None
     asked = summary.best_step if is_whole and summary.stopped_by in _WHOLE else None
+    if is_first and summary.stopped_by == "time limit":
+        # It did not come to the steps that validation would have chosen, and a second fit would take as long again.
+        print("distsam: train.refit: not done, because train.max_seconds ended the fit", file=sys.stderr)
     steps = from_first_rank(lambda: asked)
     if not steps:
         return None
@@ -94,6 +98,8 @@ def _config_of(config: Config, steps: int) -> Config:
         "run.dir": str(RunFolder(Path(config.run.dir)).refit),
         "train.steps": steps,
         "train.refit": False,
+        # It has its steps, and takes no longer than the first fit did.
+        "train.max_seconds": None,
         # It is begun where it is not there, and gone on with where it is.
         "train.resume": "auto",
     }

@@ -88,7 +88,7 @@ def _train_once(config: Config, locks: list[RunLock], note: str = "") -> tuple[S
     try:
         layout = agreed(lambda: build_layout(config, world))
         asked = config
-        config = agreed(lambda: recalled(asked, folder))
+        config = recalled(asked, folder)
         task = agreed(lambda: _find_task(config, folder, layout))
         config = settled(config, task)
         # All ranks have looked at the folder: from here on it may change.

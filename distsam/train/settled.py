@@ -4,11 +4,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from distsam.environment import place
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.tasks.task import Task
 from distsam.train import parts
-from distsam.train.agreement import from_first_rank
+from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.config import Config, validate
 from distsam.train.config_file import read_yaml
 
@@ -24,15 +25,25 @@ def recalled(config: Config, folder: RunFolder) -> Config:
     """`config` with the numbers that the run in `folder` has for the keys that say auto.
 
     A run that goes on keeps its numbers, also where a later version of the rule would choose others.
+
+    Collectives: one object broadcast over the world where there may be such numbers; every rank calls it.
     """
-    if config.train.resume == "never" or not folder.is_run():
+    if config.train.resume == "never" or not auto_keys(config):
         return config
+    # As rank 0 finds them: a machine that does not see the folder would have none, and wait for the others.
+    found = from_first_rank(lambda: _saved_values(config, folder))
+    return with_values(config, found) if found else config
+
+
+def _saved_values(config: Config, folder: RunFolder) -> dict[str, Any]:
+    if not folder.is_run():
+        return {}
     try:
         saved = read_yaml(folder.config)
     except InputError:  # said where the folder is looked at
-        return config
+        return {}
     found = {key: _value(saved, key) for key in auto_keys(config)}
-    return with_values(config, {key: value for key, value in found.items() if value is not None})
+    return {key: value for key, value in found.items() if value is not None}
 
 
 def settled(config: Config, task: Task) -> Config:
@@ -43,7 +54,8 @@ def settled(config: Config, task: Task) -> Config:
     if not auto_keys(config):
         return config
     # Of rank 0, because a rule may fit something, and machines may round otherwise.
-    values = from_first_rank(lambda: dict(parts.TASKS.chosen(config.task).settle(config, task)))
+    found = agreed(lambda: dict(parts.TASKS.chosen(config.task).settle(config, task)) if place().rank == 0 else {})
+    values = from_first_rank(lambda: found)
     return with_values(config, values)
 
 

@@ -14,6 +14,7 @@ from distsam.tasks.task import Goal, Task
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.config_file import load_config, to_yaml
+from distsam.train.settled import with_values
 from distsam.train.studies.arms import Arm, as_overrides, check_arms, gradients_per_step, make_arms
 from distsam.train.studies.jobs import Job, outcome
 from distsam.train.studies.opened import opened
@@ -35,6 +36,9 @@ class Budget:
     def overrides(self, config: Config) -> list[str]:
         """Of the config of an arm."""
         if self.unit == "seconds":
+            for key in ("schedule", "rho_schedule", "alpha_schedule"):
+                if (shape := getattr(config.optim, key, "constant")) != "constant":
+                    raise InputError(f"--budget: seconds: optim.{key}={shape} needs a number of steps; give them")
             return [f"train.steps={_NO_LAST_STEP}", f"train.max_seconds={self.amount:g}"]
         steps = int(self.amount) // (gradients_per_step(config) if self.unit == "gradients" else 1)
         return [f"train.steps={steps}"]
@@ -55,10 +59,6 @@ def parse_budget(text: str, config: Config) -> Budget:
         value = 0.0
     if not 0 < value < _NO_LAST_STEP or (unit != "seconds" and value != int(value)):
         raise InputError(f"--budget: {text!r}: {amount!r} is no number of {unit}; give one above 0")
-    if unit == "seconds" and config.optim.schedule != "constant":
-        raise InputError(
-            f"--budget: {text!r}: optim.schedule={config.optim.schedule} needs a number of steps; give it in steps"
-        )
     if unit == "gradients" and value < 2:
         raise InputError(f"--budget: {text!r} is less than one step of SAM; give 2 or more")
     return Budget(unit, value)
@@ -124,6 +124,10 @@ class Comparison:
     def prepare(self, job: Job) -> Job:
         """Nothing is left to choose."""
         return job
+
+    def refuses(self, job: Job, mistake: InputError) -> bool:
+        """An arm that cannot be trained is no arm: its user is to mend it."""
+        return False
 
     def report(self, job: Job) -> str:
         """Where the comparison stands, and what the run came to."""
@@ -228,11 +232,14 @@ def plan_comparison(
         if value < 1:
             raise InputError(f"--{option}: {value} is too few; give 1 or more")
     config, task = opened(config)
+    if getattr(config.train, "refit", False):
+        # A second fit would take in the entries by which settings are chosen here, and hide the first one's scores.
+        config = with_values(config, {"train.refit": False})
     arms = make_arms(names, config, own)
     _check_validation(config, arms)
     spent = parse_budget(budget, config)
-    firsts = {arm.name: next(iter(points(arm.spaces, trials)), {}) for arm in arms}
-    goal, shown = _goal(config, task)
+    settings = {arm.name: points(arm.spaces, trials) or [{}] for arm in arms}
+    goal, shown = _goal(config, task, score)
     plan = {
         "kind": KIND,
         "arms": [asdict(arm) for arm in arms],
@@ -242,21 +249,25 @@ def plan_comparison(
         "budget": asdict(spent),
         "goal": goal.key,
         "higher_is_better": goal.higher_is_better,
-        "score": score or shown,
+        "score": shown,
     }
     text = to_yaml(config)
-    _check_runnable(text, arms, firsts, spent)
+    _check_runnable(text, arms, settings, spent)
     folder.begin(text, plan)
 
 
-def _check_runnable(text: str, arms: Sequence[Arm], firsts: dict[str, dict[str, Any]], spent: Budget) -> None:
+def _check_runnable(text: str, arms: Sequence[Arm], settings: dict[str, list[dict[str, Any]]], spent: Budget) -> None:
     """InputError where an arm cannot be run, or equals another; in a folder that is gone afterwards."""
     with TemporaryDirectory() as scratch:
         base = Path(scratch) / "base.yaml"
         base.write_text(text, encoding="utf-8")
-        for name, config in check_arms(arms, base, firsts).items():
-            arm = next(arm for arm in arms if arm.name == name)
-            load_config(base, [*as_overrides({**arm.set, **firsts[name]}), *spent.overrides(config)])
+        configs = check_arms(arms, base, {name: tried[0] for name, tried in settings.items()})
+        for arm in arms:
+            for values in settings[arm.name]:
+                try:
+                    load_config(base, [*as_overrides({**arm.set, **values}), *spent.overrides(configs[arm.name])])
+                except InputError as mistake:
+                    raise InputError(f"arm {arm.name}: {mistake}") from None
 
 
 def _check_validation(config: Config, arms: Sequence[Arm]) -> None:
@@ -265,13 +276,16 @@ def _check_validation(config: Config, arms: Sequence[Arm]) -> None:
         raise InputError("data.validation: 0 leaves no entries to tune the arms on; give it 0.1, for instance")
 
 
-def _goal(config: Config, task: Task) -> tuple[Goal, str]:
-    """The task's goal, and the score by which people judge: the first of its headline that there is, else the goal."""
+def _goal(config: Config, task: Task, score: str | None) -> tuple[Goal, str]:
+    """The task's goal, and what is compared: `score`, else the first of the headline that there is, else the goal."""
     from distsam.train.build import build_model
     from distsam.train.loop import evaluated
 
     with parts.TASKS.chosen(config.task).naming():
         # Where every entry is observed, no held-out score is there to be compared.
         scores = evaluated(task, build_model(config, task))
-    shown = [key for _, key in task.goal.headline if scores.get(key) is not None]
+    if score is not None and scores.get(score) is None:
+        known = ", ".join(key for key, value in scores.items() if value is not None)
+        raise InputError(f"--score: {score!r} is no score of this task; there are {known}")
+    shown = [score] if score else [key for _, key in task.goal.headline if scores.get(key) is not None]
     return task.goal, (shown or [task.goal.key])[0]

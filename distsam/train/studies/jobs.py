@@ -11,10 +11,13 @@ from typing import TextIO
 
 from distsam.errors import ArgumentError, InputError, TrainingDiverged
 from distsam.runs.atomic import write_atomically
+from distsam.runs.checkpoints import finished_checkpoints
 from distsam.runs.folder import RunFolder
 from distsam.runs.lock import RunLock
+from distsam.runs.rows import STEP, read_rows
 from distsam.runs.study import StudyFolder
 from distsam.runs.summary import Summary, read_summary
+from distsam.train.checkpoint_reader import read_state
 from distsam.train.config_file import load_config
 
 # How a run ends that has done all that it was to do.
@@ -57,7 +60,7 @@ class Outcome:
 
 def outcome(job: Job) -> Outcome | None:
     """What the job came to; None while it has not ended."""
-    if _has_diverged(job):
+    if job.steps >= _diverged_at(job):
         return Outcome(None)
     summary = read_summary(RunFolder(job.folder).summary)
     if summary is None or summary.stopped_by not in _ENDS:
@@ -65,6 +68,33 @@ def outcome(job: Job) -> Outcome | None:
     # A run that is to go on further than it has: ended early, it has no further to go.
     is_whole = summary.steps >= job.steps or summary.stopped_by != "last step"
     return Outcome(summary) if is_whole else None
+
+
+def score_until(job: Job, key: str, higher_is_better: bool) -> float:
+    """The best score of this name until `job.steps`, also where the run has gone on since; nan where there is none.
+
+    Weights are chosen as a run goes along: this is what its summary said when it had done so many steps.
+    """
+    metrics = RunFolder(job.folder).metrics
+    rows = read_rows(metrics) if metrics.exists() else []
+    values = [row.get(key) for row in rows if row[STEP] <= job.steps]
+    known = [float(value) for value in values if value is not None and math.isfinite(value)]
+    choose = max if higher_is_better else min
+    return choose(known, default=math.nan)
+
+
+def trained_s(job: Job) -> float:
+    """Seconds that the run had taken when its newest checkpoint was written, from which it goes on."""
+    for checkpoint in reversed(finished_checkpoints(RunFolder(job.folder).checkpoints)):
+        with contextlib.suppress(InputError, OSError, KeyError):
+            return float(read_state(checkpoint)["elapsed_s"])
+    return 0.0
+
+
+def refuse(job: Job, why: str) -> Outcome:
+    """Set down that the job's setting cannot be trained, so that it is not tried again."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return _diverged(job, why)
 
 
 @contextlib.contextmanager
@@ -98,7 +128,7 @@ def run_job(study: StudyFolder, job: Job) -> Outcome:
     if config.train.num_threads is None:
         # The same sums, whatever the machine and the number of workers.
         config = config.model_copy(update={"train": config.train.model_copy(update={"num_threads": 1})})
-    with study.log.open("a", encoding="utf-8", errors="replace") as log, _into(log):
+    with study.log.open("a", encoding="utf-8", errors="replace") as log, _into(log), _own_threads():
         print(f"--- {job.label}", file=log)
         try:
             summary = run_training(config)
@@ -111,19 +141,38 @@ def run_job(study: StudyFolder, job: Job) -> Outcome:
 
 
 def _diverged(job: Job, why: str) -> Outcome:
-    # Named by the steps: a longer run of the same setting starts from the same weights, and does so again.
+    # With the steps: what it came to in fewer stays.
     write_atomically(job.folder / f"{_DIVERGED}.json", json.dumps({"why": why, "steps": job.steps}) + "\n")
     return Outcome(None)
 
 
-def _has_diverged(job: Job) -> bool:
-    return (job.folder / f"{_DIVERGED}.json").exists()
+def _diverged_at(job: Job) -> float:
+    """Steps of the shortest run of this setting that diverged; infinity where none has."""
+    file = job.folder / f"{_DIVERGED}.json"
+    try:
+        return float(json.loads(file.read_bytes())["steps"])
+    except FileNotFoundError:
+        return math.inf
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 @contextlib.contextmanager
 def _into(log: TextIO) -> Iterator[None]:
     with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         yield
+
+
+@contextlib.contextmanager
+def _own_threads() -> Iterator[None]:
+    """Give back the number of threads that this process had: it may be somebody's notebook."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def one_line(error: InputError, label: str) -> InputError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import exp, floor, log
+from math import exp, floor, isfinite, log
 from typing import Any
 
 from distsam.errors import InputError
@@ -64,6 +64,8 @@ def parse_space(key: str, text: str) -> Space:
         low, high = (float(bound) for bound in rest.split(":"))
     except ValueError:
         raise InputError(f"{key}: {text!r} is no range; {_FORM}") from None
+    if not isfinite(low) or not isfinite(high):
+        raise InputError(f"{key}: {text!r} has an end that is no finite number; {_FORM}")
     if not low < high:
         raise InputError(f"{key}: {text!r} goes from {low:g} to {high:g}; the low end comes first")
     if kind.startswith("log") and low <= 0:

@@ -19,17 +19,17 @@ from typing import Any
 from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
 from distsam.runs.study import StudyFolder
-from distsam.runs.summary import read_summary
 from distsam.train import parts
 from distsam.train.config_file import load_config, to_yaml
 from distsam.train.studies.arms import as_overrides
 from distsam.train.studies.clock import StudyClock
-from distsam.train.studies.jobs import Job, outcome
+from distsam.train.studies.jobs import Job, outcome, refuse, score_until, trained_s
 from distsam.train.studies.opened import opened
 from distsam.train.studies.space import Space
 
 KIND = "search"
 REDUCTION = 3
+_MAX_REFUSED = 3
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Tuning:
 
     def todo(self) -> list[Job] | None:
         """What was begun, then the setting that has earned more, then a new one; None when time or trials are over."""
-        self.clock.tick()
+        self.clock.start()
         trials = self.trials()
         begun = [job for trial in trials for job in self._jobs(trial) if outcome(job) is None]
         if self.clock.spent_s >= self.limit_s:
@@ -93,8 +93,7 @@ class Tuning:
             trial = replace(trial, rung=rung)
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(self._file(index), json.dumps(asdict(trial)) + "\n")
-        summary = read_summary(job.folder / "summary.json")
-        done_s = 0.0 if summary is None else summary.wall_s
+        done_s = trained_s(job)
         left_s = max(1.0, self.limit_s - self.clock.spent_s)
         made = self._job(trial, rung, int(job.folder.name.partition("-")[2]))
         return replace(made, overrides=(*made.overrides, f"train.max_seconds={done_s + left_s:.1f}"))
@@ -106,6 +105,19 @@ class Tuning:
         spent = self.clock.spent_s / 60
         return f"[{spent:.1f}/{self.limit_s / 60:g} min] {job.label}: {self.goal} {value:.4g}"
 
+    def refuses(self, job: Job, mistake: InputError) -> bool:
+        """Whether the search goes on without a setting that cannot be trained: one too large for the memory, perhaps.
+
+        Not where it is the config as it is, or the last ones could not be trained either: then it is no matter of the
+        setting.
+        """
+        index = int(job.folder.parent.name)
+        before = [self.result_at(trial, 0) for trial in self.trials()[max(0, index - _MAX_REFUSED) : index]]
+        if index == 0 or all(score == -math.inf for score in before):
+            return False
+        refuse(job, str(mistake))
+        return True
+
     def trials(self) -> list[Trial]:
         """All settings that were begun, in order."""
         found: list[Trial] = []
@@ -115,21 +127,28 @@ class Tuning:
 
     def result_at(self, trial: Trial, rung: int) -> float | None:
         """Mean goal at the end of a rung over its seeds, larger is better; None while a run is missing."""
-        ended = [outcome(self._job(trial, rung, seed)) for seed in self._seeds_of(rung)]
-        values = [self._sign * found.score(self.goal) for found in ended if found is not None]
-        if len(values) < len(ended):
-            return None
+        values = []
+        for job in self._jobs_at(trial, rung):
+            ended = outcome(job)
+            if ended is None:
+                return None
+            # Not what the run has come to since: settings are compared after equal steps.
+            value = math.nan if ended.summary is None else score_until(job, self.goal, self.higher_is_better)
+            values.append(self._sign * value)
         return -math.inf if any(map(math.isnan, values)) else fmean(values)
 
     def ranked(self) -> list[tuple[Trial, int, float]]:
-        """(setting, rung, score) of all that have ended one, those that went furthest first, then by their score."""
+        """(setting, rung, score) of all that have ended one, those that went furthest first, then by their score.
+
+        Last come those that diverged.
+        """
         found: list[tuple[Trial, int, float]] = []
         for trial in self.trials():
             ended = [(rung, self.result_at(trial, rung)) for rung in range(trial.rung, -1, -1)]
             known = [(rung, score) for rung, score in ended if score is not None]
             if known:
                 found.append((trial, *known[0]))
-        return sorted(found, key=lambda entry: (entry[1], entry[2]), reverse=True)
+        return sorted(found, key=lambda entry: (entry[2] > -math.inf, entry[1], entry[2]), reverse=True)
 
     def facts(self) -> dict[str, Any]:
         """What was tried and what was best: content of tune.json.
@@ -142,7 +161,9 @@ class Tuning:
         ranked = self.ranked()
         if not ranked:
             raise InputError(f"--minutes: {self.limit_s / 60:g} were too few for a single run; give more")
-        best, rung, _ = ranked[0]
+        best, rung, score = ranked[0]
+        if score == -math.inf:
+            raise InputError(f"{self.folder.path}: all {len(ranked)} settings diverged; give other ranges by --over")
         return {
             "goal": {"key": self.goal, "higher_is_better": self.higher_is_better},
             "score": self.score,

@@ -90,7 +90,8 @@ def _rungs(config: Config) -> list[int]:
         return [steps]
     rungs = [steps // REDUCTION**k for k in range(_NUM_RUNGS - 1, -1, -1)]
     # A rung must end after the warm-up and with an evaluation that can choose weights.
-    least = max(config.optim.warmup_steps + 1, config.train.eval_every or config.train.log_every)
+    warm = (getattr(config.optim, f"{name}warmup_steps", 0) for name in ("", "rho_", "alpha_"))
+    least = max(*(steps + 1 for steps in warm), config.train.eval_every or config.train.log_every)
     return [rung for rung in dict.fromkeys(rungs) if rung >= least or rung == steps]
 
 

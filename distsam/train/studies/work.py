@@ -14,7 +14,19 @@ from distsam.runs.study import StudyFolder
 from distsam.train.studies.jobs import Interrupted, Job, claimed, one_line, outcome, run_job
 
 _WAIT_S = 0.3
-_INTERRUPTED = 130
+INTERRUPTED = 130
+
+
+class WorkerEnded(Exception):
+    """A worker has ended before the study was over, and has said why.
+
+    Args:
+        code: its exit code.
+    """
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"a worker has ended with exit code {code}")
+        self.code = code
 
 
 class Study(Protocol):
@@ -28,6 +40,10 @@ class Study(Protocol):
 
     def prepare(self, job: Job) -> Job:
         """The job, which this process holds now, as it is to be done."""
+        ...
+
+    def refuses(self, job: Job, mistake: InputError) -> bool:
+        """Whether the study goes on without this run, which cannot be trained; it has set that down then."""
         ...
 
     def report(self, job: Job) -> str:
@@ -57,8 +73,8 @@ def work_together(study: Study, workers: int, say: Callable[[str], None] | None 
         say: takes a line for each run that has ended; None: nothing is printed.
 
     Raises:
-        InputError: see `work`; of another process only that it has said why.
-        Interrupted: a signal stopped it.
+        InputError, Interrupted: see `work`.
+        WorkerEnded: one of several processes has ended early, by a signal or a mistake.
     """
     if workers == 1:
         work(study, say or (lambda line: None))
@@ -70,11 +86,11 @@ def work_together(study: Study, workers: int, say: Callable[[str], None] | None 
     try:
         codes = _wait_for(processes)
     except KeyboardInterrupt:
-        codes = [_INTERRUPTED]
+        codes = [INTERRUPTED]
     finally:
         _end(processes)
     if any(codes):
-        raise SystemExit(next(code for code in codes if code))
+        raise WorkerEnded(next(code for code in codes if code))
 
 
 def end_with_parent() -> None:
@@ -83,7 +99,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         sys.stdin.buffer.read()
         # A run that is cut off here goes on from its last checkpoint, like any other that was killed.
-        os._exit(_INTERRUPTED)
+        os._exit(INTERRUPTED)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
@@ -119,6 +135,7 @@ def _done_by_us(study: Study, job: Job, say: Callable[[str], None]) -> bool:
         except Interrupted:
             raise
         except InputError as mistake:
-            raise one_line(mistake, job.label) from None
+            if not study.refuses(job, mistake):
+                raise one_line(mistake, job.label) from None
         say(study.report(job))
         return True

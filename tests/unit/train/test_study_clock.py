@@ -25,6 +25,6 @@ def test_time_of_several_processes_counts_once_and_pauses_not_at_all(tmp_path: P
 def test_own_time_runs_on_between_two_looks(tmp_path: Path):
     clock = StudyClock(tmp_path / "clock")
     assert clock.spent_s == 0.0
-    clock.tick()
+    clock.start()
     time.sleep(0.05)
     assert clock.spent_s >= 0.05
