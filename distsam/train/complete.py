@@ -188,9 +188,9 @@ def _fit_all(
     """
     apart = min(0.1, max(0.02, _CHOOSING / num_known))
     more = ("data.observed=1.0", f"data.validation={apart:.3f}", f"train.max_seconds={left_s:.1f}")
-    more += (f"train.num_threads={threads}", "train.refit=false")
+    here = (f"train.num_threads={threads}", "train.refit=false")
     steps = load_config(folder.base).train.steps
-    overrides = (*as_overrides(best["settings"]), *more)
+    overrides = (*as_overrides(best["settings"]), *more, *here)
     ended = run_job(folder, Job(run, overrides, "the last fit, to all that is known", steps))
     return None if ended.summary is None else run
 

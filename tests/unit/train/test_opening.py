@@ -9,6 +9,7 @@ from distsam.train.build import RunParts, build_parts, build_task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
 from distsam.train.opening import describe_run, probable_mistakes
+from distsam.train.settled import settled
 
 SMALL = """
 data: {source: lowrank, equation: "ar,br->ab", sizes: {a: 10, b: 8, r: 2}, observed: 0.5, validation: 0.1}
@@ -82,4 +83,5 @@ def test_a_validation_share_without_r2_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_shipped_config_is_a_probable_mistake(path: Path, tmp_path: Path) -> None:
     config = load_shipped(path, tmp_path)
+    config = settled(config, build_task(config, Layout.alone()))  # as a run does before anything else
     assert not list(probable_mistakes(parts_of(config), config))
