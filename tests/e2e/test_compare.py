@@ -116,6 +116,8 @@ def test_an_arm_that_diverges_is_said_not_hidden(tmp_path: Path):
         (["--budget", "steps=-1"], "is no number of steps"),
         (["--arms-file", "none.yaml"], "none.yaml: no such config file"),
         (["data.validation=0"], "data.validation: 0 leaves no entries to tune"),
+        (["--score", "heldout/r3"], "--score: 'heldout/r3' is no score of this task; there are "),
+        (["--budget", "seconds=1", "optim.schedule=cosine"], "--budget: seconds: optim.schedule=cosine needs a number"),
         (["--slurm", "2"], "--slurm: there is no sbatch here"),
     ],
 )
@@ -139,6 +141,23 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path):
     assert "holds another study, whose arms differ" in other.output
     config = invoke("compare", small_config(tmp_path), "optim.lr=0.02", "--arms", "config,base", *few)
     assert config.exit_code == 2
+
+
+def test_a_kill_before_the_plan_was_written_is_no_obstacle(tmp_path: Path):
+    (tmp_path / "cmp" / "claims").mkdir(parents=True)
+    (tmp_path / "cmp" / ".0123456789abcdef.tmp").write_text("half")
+    few = ["--seeds", "1", "--trials", "1", "--tuning-seeds", "1"]
+    done = invoke("compare", small_config(tmp_path), "--arms", "base,sam", *few, "-o", tmp_path / "cmp")
+    assert done.exit_code == 0, done.output
+
+
+def test_a_bad_value_of_an_arm_is_said_before_any_run(tmp_path: Path):
+    (tmp_path / "arms.yaml").write_text("mine: {tune: {optim.lr: '0.1,-1'}}\n")
+    more = ["--arms", "base,mine", "--arms-file", tmp_path / "arms.yaml", "--trials", "2"]
+    done = invoke("compare", small_config(tmp_path), *more, "-o", tmp_path / "cmp")
+    assert done.exit_code == 2
+    assert done.output.startswith("distsam: arm mine: optim.lr: -1")
+    assert not (tmp_path / "cmp").exists()
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path):

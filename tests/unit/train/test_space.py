@@ -45,7 +45,10 @@ def test_equal_settings_are_tried_once():
     assert points({"k": Space("int", 1, 2)}, 7) == [{"k": 1}, {"k": 2}]
 
 
-@pytest.mark.parametrize("text", ["log:0:1", "log:2:1", "log:1", "exp:1:2", "int:0.5:2", "a,,b", "a,a", "log:x:1"])
+@pytest.mark.parametrize(
+    "text",
+    ["log:0:1", "log:2:1", "log:1", "exp:1:2", "int:0.5:2", "a,,b", "a,a", "log:x:1", "int:1:inf", "log:0.1:inf"],
+)
 def test_what_is_no_space_is_refused_with_key_and_value(text: str):
     with pytest.raises(InputError, match=f"optim.lr: '{text}'"):
         parse_space("optim.lr", text)
