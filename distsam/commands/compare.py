@@ -45,12 +45,13 @@ def compare(
 ) -> None:
     """Train the same task in several ways, each tuned alike, and say whether they differ. Goes on after a kill."""
     with mistakes_as_messages():
-        from distsam.commands.studies import run_study
+        from distsam.commands.studies import check_workers, run_study
         from distsam.runs.study import StudyFolder
         from distsam.train import load_config
         from distsam.train.studies.arms import read_arms
         from distsam.train.studies.comparison import plan_comparison
 
+        check_workers(workers, slurm)
         settings = load_config(config, overrides or [])
         folder = StudyFolder(output or Path("runs") / f"compare-{config.stem}")
         plan_comparison(

@@ -30,10 +30,7 @@ def run_study(folder: StudyFolder, workers: int, slurm: int = 0) -> None:
     Raises:
         InputError: the study cannot be done.
     """
-    if workers < 1:
-        raise InputError(f"--workers: {workers} is too few; give 1 or more")
-    if slurm < 0:
-        raise InputError(f"--slurm: {slurm} is no number of tasks; give 1 or more")
+    check_workers(workers, slurm)
     if slurm:
         print(_submit(folder, slurm))
         return
@@ -67,6 +64,16 @@ def _show_search(study: Any) -> None:
     print(search_table(result, folder))
 
 
+def check_workers(workers: int, slurm: int) -> None:
+    """InputError where nobody would do the work; asked before anything is written."""
+    if workers < 1:
+        raise InputError(f"--workers: {workers} is too few; give 1 or more")
+    if slurm < 0:
+        raise InputError(f"--slurm: {slurm} is no number of tasks; give 1 or more")
+    if slurm and shutil.which("sbatch") is None:
+        raise InputError("--slurm: there is no sbatch here; start it where Slurm is, or leave it out for --workers")
+
+
 def do_runs(folder: StudyFolder, workers: int, tied: bool = False) -> Any:
     """The study, once none of its runs is left to do."""
     from distsam.train.studies.comparison import Comparison
@@ -92,17 +99,21 @@ def comparison_table(result: dict[str, Any]) -> str:
     differences = {d["arm"]: d for d in result["differences"]}
     width = max(map(len, result["arms"])) + 2
     against = f"minus {result['reference']}"
-    head = f"{'arm':<{width}}{result['score']:>12}{'95 %':>20}{against:>14}{'95 %':>20}{'p':>9}{'ms/step':>10}"
+    head = (
+        f"{'arm':<{width}}{result['score']:>12}{'95 %':>22}{against:>15}{'95 %':>24}{'corrected p':>13}{'ms/step':>9}"
+    )
     lines = [head + f"{'target, s':>14}{'deviation':>12}  tuned"]
     for name, arm in result["arms"].items():
         d = differences.get(name)
         cells = ["", "", ""] if d is None else [number(d["mean"]), _interval(d["interval"]), _p(d["p_corrected"])]
         tuned = ", ".join(f"{key}={value}" for key, value in arm["tuned"].items())
         lines.append(
-            f"{name:<{width}}{number(arm['mean']):>12}{_interval(arm['interval']):>20}"
-            f"{cells[0]:>14}{cells[1]:>20}{cells[2]:>9}{_ms(arm['step_s']):>10}"
+            f"{name:<{width}}{number(arm['mean']):>12}{_interval(arm['interval']):>22}"
+            f"{cells[0]:>15}{cells[1]:>24}{cells[2]:>13}{_ms(arm['step_s']):>9}"
             f"{_target(arm, len(result['seeds'])):>14}{number(arm['deviation']):>12}  {tuned}".rstrip()
         )
+    goal, target, first = result["goal"]["key"], number(result["target"]), result["reference"]
+    lines += ["", f"target: {goal} {target}, at which {first} ends in the mean; not every run of {first} reaches it"]
     notes = [f"note: {note}" for note in result["notes"]]
     return "\n".join(["", *lines, "", *notes, result["verdict"]])
 
@@ -159,8 +170,6 @@ def _submit(folder: StudyFolder, tasks: int) -> str:
     """Submit a job array whose tasks share the runs."""
     import shlex
 
-    if shutil.which("sbatch") is None:
-        raise InputError("--slurm: there is no sbatch here; start it where Slurm is, or leave it out for --workers")
     script = folder.path.absolute() / "study.sbatch"
     names = {"log": folder.path.absolute() / "slurm-%A_%a.out", "python": shlex.quote(sys.executable)}
     where = shlex.quote(str(folder.path.absolute()))

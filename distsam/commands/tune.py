@@ -36,11 +36,12 @@ def tune(
 ) -> None:
     """Search for the settings that are best on the validation entries; writes best.yaml. Goes on after a kill."""
     with mistakes_as_messages():
-        from distsam.commands.studies import run_study
+        from distsam.commands.studies import check_workers, run_study
         from distsam.runs.study import StudyFolder
         from distsam.train import load_config
         from distsam.train.studies.tuning_plan import plan_tuning
 
+        check_workers(workers, slurm)
         settings = load_config(config, overrides or [])
         spaces = dict(_split(text) for text in over or [])
         folder = StudyFolder(output or Path("runs") / f"tune-{config.stem}")

@@ -12,6 +12,7 @@ from distsam.runs.rows import STEP, read_rows
 from distsam.runs.summary import read_summary
 
 SIGNIFICANCE = 0.05
+_FEW_SEEDS = 4
 
 
 def summarise(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,11 +85,11 @@ def verdict(result: Mapping[str, Any]) -> str:
     number = f"{seeds} seeds, {len(tested)} {'comparison' if len(tested) == 1 else 'comparisons'}"
     if not real:
         least = min(d["p_corrected"] for d in tested)
-        return f"No difference: no arm differs from {first} in {score} beyond chance ({number}, least p {least:.2g})."
+        return f"No difference: no arm differs from {first} in {score} beyond chance ({number}, least corrected p {least:.2g})."
     better_is = 1 if result["goal"]["higher_is_better"] else -1
     parts = [
         f"{d['arm']} is {'better' if d['mean'] * better_is > 0 else 'worse'} than {first} by {abs(d['mean']):.3g} "
-        f"({d['interval'][0]:.3g} to {d['interval'][1]:.3g}, p {d['p_corrected']:.2g})"
+        f"({d['interval'][0]:.3g} to {d['interval'][1]:.3g}, corrected p {d['p_corrected']:.2g})"
         for d in real
     ]
     rest = [d["arm"] for d in tested if d not in real]
@@ -147,6 +148,16 @@ def _notes(runs: Mapping[str, Mapping[str, _Run]], facts: Mapping[str, Any]) -> 
         digests = {run.data for run in (of_arm[seed] for of_arm in runs.values()) if run.data is not None}
         if len(digests) > 1:
             yield f"seed {seed}: the arms were trained on different data or splits, and cannot be compared"
+    untuned = [name for name, arm in facts["arms"].items() if not arm["tuned"]]
+    if untuned and len(untuned) < len(runs):
+        yield f"{', '.join(untuned)}: taken as it is, nothing is tuned"
+    if 2 <= len(facts["seeds"]) < _FEW_SEEDS:
+        yield f"{len(facts['seeds'])} seeds are few: such a test sees large and regular differences alone; 5 see more"
+    deviations = {name: _known_mean([run.deviation for run in of_arm.values()]) for name, of_arm in runs.items()}
+    known = {name: value for name, value in deviations.items() if not math.isnan(value)}
+    if len(known) > 1 and max(known.values()) > 2 * min(known.values()):
+        low, high = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
+        yield f"the norm deviation ends between {known[low]:.3g} ({low}) and {known[high]:.3g} ({high})"
     if facts["score"] == facts["goal"]["key"] and any(arm["tuned"] for arm in facts["arms"].values()):
         yield f"{facts['score']} also chose the weights of every run: it flatters all arms, the tuned ones most"
 

@@ -7,6 +7,8 @@ from distsam.report.formatting import shown
 
 Tree = Mapping[str, Any]
 
+_ROUNDING = 1e-9
+
 
 def headline_of(run: Tree) -> dict[str, Any]:
     """The number that is watched, the norm deviation at the end, with where it began, and the goal's score.
@@ -71,6 +73,8 @@ def _sentence_of_one(run: Tree) -> str:
 def _moved(first: float, last: float) -> str:
     if first == last:
         return f"stayed at {shown(last)}"
+    if first < _ROUNDING * last:  # a start of equal norms: what it rises from is rounding
+        return f"is {shown(last)}"
     return f"{'fell' if last < first else 'rose'} from {shown(first)} to {shown(last)}"
 
 

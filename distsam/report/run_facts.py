@@ -11,6 +11,7 @@ from distsam.runs.folder import RunFolder
 from distsam.runs.lock import holder_of
 from distsam.runs.numbers import is_finite
 from distsam.runs.rows import STEP, read_rows_and_damage
+from distsam.runs.study import StudyFolder, of_a_study
 from distsam.runs.summary import Summary, read_summary
 
 ReadConfig = Callable[[Path], dict[str, Any]]
@@ -65,6 +66,8 @@ def read_runs(paths: Sequence[Path], read_config: ReadConfig) -> list[RunFacts]:
     resolved = [path.resolve() for path in paths]
     for position, path in enumerate(paths):
         if not RunFolder(path).holds_run():
+            if StudyFolder(path).is_study():
+                raise InputError(f"{path}: {of_a_study(path)}")
             raise InputError(f"{path}: is no folder of a run; give one that distsam train has written")
         if resolved[position] in resolved[:position]:
             raise InputError(f"{path}: is given twice; give every run once")

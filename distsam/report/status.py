@@ -16,6 +16,7 @@ from distsam.runs.folder import RunFolder
 from distsam.runs.lock import Holder, holder_of
 from distsam.runs.numbers import is_finite
 from distsam.runs.rows import STEP
+from distsam.runs.study import StudyFolder, of_a_study
 from distsam.runs.summary import Summary, read_summary, score_parts
 from distsam.runs.tail import RowTail
 
@@ -104,6 +105,8 @@ class RunWatch:
         self._folder = RunFolder(path)
         if not _is_folder(path):
             raise InputError(f"{path}: no such folder; give the folder of a run")
+        if StudyFolder(path).is_study():
+            raise InputError(f"{path}: {of_a_study(path)}")
         if not self._folder.is_run():
             raise InputError(
                 f"{path}: is no run folder, it has no {self._folder.config.name}; give the folder of a run"

@@ -108,11 +108,17 @@ class StudyFolder:
         for key in {**before, **wanted}:
             if before.get(key) != wanted.get(key):
                 raise InputError(
-                    f"--output: {self.path} holds another study, whose {key} differ; choose another folder, or "
-                    f"`distsam work {self.path}` to go on with that one"
+                    f"--output: {self.path} holds another study, of which {key} is otherwise; choose another folder, "
+                    f"or `distsam work {self.path}` to go on with that one"
                 )
         if self.base.read_text(encoding="utf-8") != base:
             raise InputError(f"--output: {self.path} holds a study of another config; choose another folder")
+
+
+def of_a_study(path: Path) -> str:
+    """What to say to somebody who takes the folder of a study for that of a run."""
+    runs = next((str(file.parent) for file in sorted(path.glob("*/*/**/config.yaml"))), f"{path}/...")
+    return f"is a study of many runs; `distsam work {path}` ends it and shows its result, its runs are such as {runs}"
 
 
 def write_result(path: Path, result: Mapping[str, Any]) -> None:

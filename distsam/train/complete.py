@@ -19,6 +19,7 @@ from distsam.runs.study import StudyFolder
 from distsam.runs.summary import Summary, read_summary
 from distsam.tasks.entries import Entries
 from distsam.tensornet import core_networks
+from distsam.train.config import Config
 from distsam.train.config_file import load_config
 from distsam.train.predictions import modes_of
 from distsam.train.saved_run import open_run
@@ -32,6 +33,7 @@ _CONFIGS = Path(__file__).parents[1] / "configs"
 # The search gets most of the time; the last fit, to all that is known, what is left.
 _SHARE_OF_SEARCH = 0.75
 _MAX_WORKERS = 8
+_SHOWN = ("network.format", "network.bond_dim", "network.ranks", "optim.method", "optim.lr", "optim.weight_decay")
 _BALANCE = ("norm_deviation", "relative_deviation", "max_over_min")
 # So many entries choose the weights of the last fit, but no more than a tenth.
 _CHOOSING = 1000
@@ -40,7 +42,7 @@ _CHOOSING = 1000
 _SETTINGS = ("optim.method=base", "optim.base=adam", "train.checkpoint_every=null")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Completion:
     """A completed tensor, and how far it can be trusted.
 
@@ -51,7 +53,7 @@ class Completion:
             "heldout/r2", "heldout/rmse", "heldout/mae" and others.
         model: the network after the last fit.
         balance: "norm_deviation", "relative_deviation", "max_over_min" of its core norms.
-        settings: dotted key -> value, what the search has chosen.
+        settings: dotted key -> value, of the network and how it was trained.
         path: folder of the search and of the last fit; None where it was not kept.
     """
 
@@ -63,6 +65,10 @@ class Completion:
     settings: dict[str, Any]
     path: Path | None
     _entries: Entries
+
+    def __repr__(self) -> str:
+        r2 = self.scores.get("heldout/r2")
+        return f"Completion of shape {self.tensor.shape}: held-out R2 {r2}, {self.settings}"
 
     def table(self) -> Any:
         """A pyarrow Table with a row for each entry: its labels, the value, `prediction`, `known`; see to_pandas()."""
@@ -123,9 +129,11 @@ def complete(
         facts = search.facts()
         (found,) = (folder.path / run for run in facts["best"]["runs"])
         left_s = max(5.0, 60 * minutes - (time.monotonic() - began))
+        if progress:
+            print(f"the last fit, to all that is known: {left_s:.0f} s at most", flush=True)
         last = _fit_all(folder, where / "fit", facts["best"], _num_known(data), left_s, cores) or found
         kept = where if path is not None else None
-        return _completion(last, _scores(_summary(found)), facts["best"]["settings"], kept)
+        return _completion(last, _scores(_summary(found)), kept)
     finally:
         if path is None:
             shutil.rmtree(where, ignore_errors=True)
@@ -181,7 +189,7 @@ def _search(search: Tuning, workers: int, progress: bool) -> None:
 def _fit_all(
     folder: StudyFolder, run: Path, best: Mapping[str, Any], num_known: int, left_s: float, threads: int
 ) -> Path | None:
-    """Fit the best setting to what the search had held out, too; None where that diverges.
+    """Fit the best setting to what the search had held out, too; None where that comes to nothing better.
 
     A few entries still choose the weights: the last step's are noisy where steps take some of the entries, and on few
     entries training goes past its best.
@@ -191,11 +199,25 @@ def _fit_all(
     here = (f"train.num_threads={threads}", "train.refit=false")
     steps = load_config(folder.base).train.steps
     overrides = (*as_overrides(best["settings"]), *more, *here)
+    found = _summary(folder.path / best["runs"][0])
     ended = run_job(folder, Job(run, overrides, "the last fit, to all that is known", steps))
-    return None if ended.summary is None else run
+    return run if ended.summary is not None and not _is_cut_short(ended.summary, found) else None
 
 
-def _completion(run: Path, scores: dict[str, float | None], settings: dict[str, Any], path: Path | None) -> Completion:
+def _is_cut_short(last: Summary, found: Summary) -> bool:
+    """Whether the time has ended the last fit before it was as good as the one that the search found."""
+    r2, before = last.numbers.get("validation/r2"), found.numbers.get("validation/r2")
+    return last.stopped_by == "time limit" and r2 is not None and before is not None and r2 < before
+
+
+def _settings_of(config: Config) -> dict[str, Any]:
+    """The keys that a search varies, with what they were in the end."""
+    content = config.model_dump()
+    found = {key: content[key.partition(".")[0]].get(key.partition(".")[2]) for key in _SHOWN}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _completion(run: Path, scores: dict[str, float | None], path: Path | None) -> Completion:
     saved = open_run(run)
     task: Any = saved.task
     prediction = task.fill(saved.model, keep_known=False)
@@ -208,4 +230,4 @@ def _completion(run: Path, scores: dict[str, float | None], settings: dict[str, 
         for key, value in _summary(run).numbers.items()
         if key.removeprefix(prefix) in _BALANCE
     }
-    return Completion(tensor, prediction, scores, saved.model, balance, settings, path, task.entries)
+    return Completion(tensor, prediction, scores, saved.model, balance, _settings_of(saved.config), path, task.entries)

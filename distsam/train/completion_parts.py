@@ -228,7 +228,13 @@ def build_installed(data: DataKeys) -> Any:
 
 
 def build_file(data: Any) -> Any:
-    """The entries of data.path."""
+    """The entries of data.path.
+
+    Raises:
+        InputError: it is a table, or cannot be read.
+    """
+    if Path(data.path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
+        raise InputError(f"data.path: {data.path} is a table, or an array with labels; set data.source=table")
     from distsam.tasks.files import read_entries
 
     return read_entries(data.path)

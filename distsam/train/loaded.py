@@ -15,7 +15,7 @@ from distsam.train.config_file import load_config
 from distsam.train.saved_run import SavedRun, open_run, run_folder
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
     """One run folder.
 
@@ -30,6 +30,9 @@ class Run:
     config: Config
     rows: list[Row]
     summary: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Run in {self.path}: {len(self.rows)} rows, {'over' if self.summary else 'without a summary'}"
 
     @property
     def model(self) -> nn.Module:

@@ -334,7 +334,10 @@ class _Run:
         if summary.best_step is None and decided is not None and not math.isfinite(decided):
             self._say(trackers, f"{goal.key} was never a finite number: no best weights were chosen")
         if signals.received is None and (line := verdict(self.parts.task, summary.numbers)):
-            self._say(trackers, line)
+            # Its advice is for a training that has come to its end.
+            is_better_still = summary.stopped_by == "last step" and summary.best_step == summary.steps
+            more = f"{goal.key} was still getting better at the last step; give more train.steps"
+            self._say(trackers, more if is_better_still else line)
         if self.is_first and self._has_folder():
             try:
                 summary.write(self.folder.summary)

@@ -138,7 +138,7 @@ def test_a_folder_of_another_comparison_is_refused(tmp_path: Path):
     assert invoke("compare", small_config(tmp_path), "--arms", "base,sam", *few).exit_code == 0
     other = invoke("compare", small_config(tmp_path), "--arms", "base,das", *few)
     assert other.exit_code == 2
-    assert "holds another study, whose arms differ" in other.output
+    assert "holds another study, of which arms is otherwise" in other.output
     config = invoke("compare", small_config(tmp_path), "optim.lr=0.02", "--arms", "config,base", *few)
     assert config.exit_code == 2
 

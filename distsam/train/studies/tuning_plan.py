@@ -97,9 +97,14 @@ def _rungs(config: Config) -> list[int]:
 
 def _check_keys(config: Config, spaces: dict[str, Space], task: Any) -> None:
     """InputError where a value of a space cannot be used."""
+    for key in spaces:
+        if key.partition(".")[0] in ("data", "run", "task") or key == "train.steps":
+            raise InputError(f"--over: {key} changes what settings are judged by, not how good they are; leave it out")
     search = parts.TASKS.chosen(config.task).search
-    for share in (0.0, 0.999):
-        values = {key: space.at(share) for key, space in spaces.items()}
+    # The ends of every range, and every value of every list once.
+    count = max(2, *(len(space.choices) for space in spaces.values()))
+    for i in range(count):
+        values = {key: space.at((i + (i == count - 1) * 0.999) / count) for key, space in spaces.items()}
         settings = values if search is None else search.settings(values, config, task)
         try:
             _loaded(config, as_overrides(settings))
