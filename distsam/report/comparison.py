@@ -85,7 +85,8 @@ def verdict(result: Mapping[str, Any]) -> str:
     number = f"{seeds} seeds, {len(tested)} {'comparison' if len(tested) == 1 else 'comparisons'}"
     if not real:
         least = min(d["p_corrected"] for d in tested)
-        return f"No difference: no arm differs from {first} in {score} beyond chance ({number}, least corrected p {least:.2g})."
+        number = f"{number}, least corrected p {least:.2g}"
+        return f"No difference: no arm differs from {first} in {score} beyond chance ({number})."
     better_is = 1 if result["goal"]["higher_is_better"] else -1
     parts = [
         f"{d['arm']} is {'better' if d['mean'] * better_is > 0 else 'worse'} than {first} by {abs(d['mean']):.3g} "
