@@ -43,7 +43,7 @@ def assert_refused(folder: Path, *arguments: object, says: str) -> None:
         ("optim.rho=automatic", "optim.rho: 'automatic' is not valid; must be a number or auto"),
         ("optim.alpha=Auto", "optim.alpha: 'Auto' is not valid; must be a number or auto"),
         ("optim.alpha=null", "optim.alpha: is missing; optim.method=sam+das needs it"),
-        ("optim.lr=auto", "optim.lr: 'auto' is not valid; must be a number"),
+        ("optim.lr=automatic", "optim.lr: 'automatic' is not valid; must be a number or auto"),
         ("network.bond_dim=1000", "network.bond_dim"),
         ("network.bond_dim=[2,2]", "bond_dim"),
         ("network.init_norms=[1,2]", "network.init_norms: [1.0, 2.0] has 2 numbers; the network has 3 cores"),
