@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from distsam.commands.table import number
+from distsam.environment import place
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.runs.numbers import without_infinities
@@ -31,6 +32,8 @@ def run_study(folder: StudyFolder, workers: int, slurm: int = 0) -> None:
         InputError: the study cannot be done.
     """
     check_workers(workers, slurm)
+    if (size := place().world_size) > 1:
+        raise InputError(f"{folder.path}: a study is done by single processes, not by {size} ranks; start it alone")
     if slurm:
         print(_submit(folder, slurm))
         return
@@ -113,7 +116,7 @@ def comparison_table(result: dict[str, Any]) -> str:
             f"{_target(arm, len(result['seeds'])):>14}{number(arm['deviation']):>12}  {tuned}".rstrip()
         )
     goal, target, first = result["goal"]["key"], number(result["target"]), result["reference"]
-    lines += ["", f"target: {goal} {target}, at which {first} ends in the mean; not every run of {first} reaches it"]
+    lines += ["", f"target: {goal} {target}, the mean at which the runs of {first} end"]
     notes = [f"note: {note}" for note in result["notes"]]
     return "\n".join(["", *lines, "", *notes, result["verdict"]])
 

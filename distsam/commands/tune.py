@@ -20,7 +20,7 @@ def tune(
         list[str] | None,
         typer.Option(
             help="section.key=SPACE, several times: log:LOW:HIGH, linear:LOW:HIGH, int:LOW:HIGH, logint:LOW:HIGH or "
-            "A,B,C. Without it: network, learning rate, decay, and what optim.method has."
+            "A,B,C. Without it: network, learning rate, decay, and what optim.method has, but for keys that are given."
         ),
     ] = None,
     minutes: Annotated[float, typer.Option(help="Wall time of the search.")] = 10.0,
@@ -45,7 +45,8 @@ def tune(
         settings = load_config(config, overrides or [])
         spaces = dict(_split(text) for text in over or [])
         folder = StudyFolder(output or Path("runs") / f"tune-{config.stem}")
-        plan_tuning(folder, settings, spaces, minutes=minutes, num_seeds=seeds, trials=trials)
+        fixed = {override.partition("=")[0] for override in overrides or []}
+        plan_tuning(folder, settings, spaces, minutes=minutes, num_seeds=seeds, trials=trials, fixed=fixed)
         end_loading()
         run_study(folder, workers, slurm)
 

@@ -1,4 +1,4 @@
-"""Means with their intervals, and paired differences with their tests. scipy.stats knows them."""
+"""Means with their intervals, and paired differences with their tests, by scipy."""
 
 import math
 import sys

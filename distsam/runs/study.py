@@ -131,12 +131,3 @@ def write_result(path: Path, result: Mapping[str, Any]) -> None:
         write_atomically(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def read_result(path: Path) -> dict[str, Any] | None:
-    """Content of a result file; None where there is none that can be read."""
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

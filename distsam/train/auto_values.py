@@ -1,6 +1,5 @@
 """Numbers in place of the word auto: from the model at its start, the same on every rank and in every part of a run."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -45,11 +44,6 @@ def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = Non
         return {key: settled[key] if key in settled else rule(config.optim, model) for key, rule in rules.items()}
 
     return from_first_rank(find)
-
-
-def with_values(config: Config, values: Mapping[str, float]) -> Config:
-    """The config with numbers in place of auto."""
-    return config.model_copy(update={"optim": config.optim.model_copy(update=dict(values))}) if values else config
 
 
 def _settled(folder: RunFolder) -> dict[str, Any]:

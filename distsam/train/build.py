@@ -20,9 +20,10 @@ from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks
 from distsam.train import parts
 from distsam.train.agreement import agreed
-from distsam.train.auto_values import auto_values, with_values
+from distsam.train.auto_values import auto_values
 from distsam.train.config import Config
 from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.settled import with_values
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,7 +138,7 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
     # While it is whole on every rank: its norms are known without a collective.
     auto = auto_values(config, model, folder)
-    config = with_values(config, auto)
+    config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     with arguments_as_keys("sharding"):
         plan = build_plan(config).place(shapes, layout.axes)

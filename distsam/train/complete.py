@@ -21,7 +21,7 @@ from distsam.tasks.entries import Entries
 from distsam.tensornet import core_networks
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
-from distsam.train.predictions import modes_of
+from distsam.train.predictions import completed_rows, modes_of
 from distsam.train.saved_run import open_run
 from distsam.train.studies.arms import as_overrides
 from distsam.train.studies.jobs import Interrupted, Job, run_job
@@ -54,7 +54,8 @@ class Completion:
         model: the network after the last fit.
         balance: "norm_deviation", "relative_deviation", "max_over_min" of its core norms.
         settings: dotted key -> value, of the network and how it was trained.
-        path: folder of the search and of the last fit; None where it was not kept.
+        run: folder of the run that the network is of, for `distsam.load`: the last fit's, or, where the time has cut
+            that short, the search's best; None where `path` did not ask to keep it.
     """
 
     tensor: np.ndarray
@@ -63,7 +64,7 @@ class Completion:
     model: nn.Module
     balance: dict[str, float | None]
     settings: dict[str, Any]
-    path: Path | None
+    run: Path | None
     _entries: Entries
 
     def __repr__(self) -> str:
@@ -74,15 +75,7 @@ class Completion:
         """A pyarrow Table with a row for each entry: its labels, the value, `prediction`, `known`; see to_pandas()."""
         from distsam.tasks.tables import labelled_table
 
-        known = np.zeros(self.tensor.shape, dtype=bool)
-        known[tuple(self._entries.indices.T)] = True
-        indices = np.stack(np.unravel_index(np.arange(self.tensor.size), self.tensor.shape), axis=1)
-        columns = {
-            self._entries.value_name: self.tensor.reshape(-1),
-            "prediction": self.prediction.reshape(-1),
-            "known": known.reshape(-1),
-        }
-        return labelled_table(modes_of(self._entries), indices, columns)
+        return labelled_table(modes_of(self._entries), *completed_rows(self._entries, self.prediction))
 
 
 def complete(
@@ -122,7 +115,7 @@ def complete(
         config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *settings])
         folder = StudyFolder(where / "search")
         # One seed: another one would split otherwise, and train on entries that the first holds out.
-        plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=1)
+        plan_tuning(folder, config, {}, minutes=_SHARE_OF_SEARCH * minutes, num_seeds=1, fixed=_keys_of(settings))
         search = Tuning(folder)
         cores = len(os.sched_getaffinity(0))
         _search(search, workers or min(_MAX_WORKERS, cores), progress)
@@ -132,8 +125,7 @@ def complete(
         if progress:
             print(f"the last fit, to all that is known: {left_s:.0f} s at most", flush=True)
         last = _fit_all(folder, where / "fit", facts["best"], _num_known(data), left_s, cores) or found
-        kept = where if path is not None else None
-        return _completion(last, _scores(_summary(found)), kept)
+        return _completion(last, _scores(_summary(found)), is_kept=path is not None)
     finally:
         if path is None:
             shutil.rmtree(where, ignore_errors=True)
@@ -154,6 +146,10 @@ def _saved(data: Any, folder: Path) -> tuple[str, list[str]]:
         )
     np.save(folder / "data.npy", array.astype(np.float64))
     return "file", [f"data.path={json.dumps(str(folder / 'data.npy'))}"]
+
+
+def _keys_of(settings: Sequence[str]) -> set[str]:
+    return {setting.partition("=")[0] for setting in settings}
 
 
 def _num_known(data: Any) -> int:
@@ -217,7 +213,7 @@ def _settings_of(config: Config) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _completion(run: Path, scores: dict[str, float | None], path: Path | None) -> Completion:
+def _completion(run: Path, scores: dict[str, float | None], is_kept: bool) -> Completion:
     saved = open_run(run)
     task: Any = saved.task
     prediction = task.fill(saved.model, keep_known=False)
@@ -230,4 +226,5 @@ def _completion(run: Path, scores: dict[str, float | None], path: Path | None) -
         for key, value in _summary(run).numbers.items()
         if key.removeprefix(prefix) in _BALANCE
     }
-    return Completion(tensor, prediction, scores, saved.model, balance, _settings_of(saved.config), path, task.entries)
+    kept = run if is_kept else None
+    return Completion(tensor, prediction, scores, saved.model, balance, _settings_of(saved.config), kept, task.entries)

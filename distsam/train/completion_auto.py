@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from distsam.errors import InputError
-from distsam.train.seams import Part, Seam
+from distsam.train.seams import AUTO, Part, Seam
 
-AUTO = "auto"
 KEYS = ("network.bond_dim", "network.ranks", "optim.lr", "optim.weight_decay", "train.batch_size")
 # A decay that is no L2 term, or steps that are not Adam's, were not measured.
 _BASES = {"lr": ("adam", "adamw"), "weight_decay": ("adam", "sgd")}

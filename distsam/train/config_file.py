@@ -36,6 +36,18 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     return _with_run_folder(config, Path(path))
 
 
+def with_overrides(config: Config, overrides: Sequence[str]) -> Config:
+    """`config` with `overrides` applied, checked as `load_config` does.
+
+    Raises:
+        InputError: unknown key, wrong type or range, keys that do not fit together.
+    """
+    merged = OmegaConf.create(_escaped(config.model_dump()))
+    for override in overrides:
+        merged = _merge(merged, override)
+    return validate(_resolved(merged, Path("the config"))).with_secrets(config.secrets)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The plain content of a config file, interpolations resolved but those of secrets, nothing checked."""
     config = _read(path)

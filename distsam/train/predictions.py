@@ -112,12 +112,21 @@ def _asked(path: Path, known: Entries) -> np.ndarray:
 
 
 def _write_completed(target: Path, known: Entries, prediction: np.ndarray) -> None:
+    _write_rows(target, known, *completed_rows(known, prediction))
+
+
+def completed_rows(known: Entries, prediction: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A row for each entry of the tensor: (size, order) indices, and the columns value, prediction, known.
+
+    Args:
+        known: the entries that are known; their values are kept.
+        prediction: of the tensor's shape.
+    """
     values, is_known = prediction.reshape(-1).copy(), np.zeros(prediction.size, dtype=bool)
     positions = np.ravel_multi_index(tuple(known.indices.T), known.shape)
     values[positions], is_known[positions] = known.values, True
     indices = np.stack(np.unravel_index(np.arange(prediction.size), known.shape), axis=1)
-    columns = {known.value_name: values, "prediction": prediction.reshape(-1), "known": is_known}
-    _write_rows(target, known, indices, columns)
+    return indices, {known.value_name: values, "prediction": prediction.reshape(-1), "known": is_known}
 
 
 def _write_rows(target: Path, known: Entries, indices: np.ndarray, columns: dict[str, np.ndarray]) -> None:

@@ -12,8 +12,7 @@ from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.config import Config, validate
 from distsam.train.config_file import read_yaml
-
-AUTO = "auto"
+from distsam.train.seams import AUTO
 
 
 def auto_keys(config: Config) -> list[str]:
@@ -67,7 +66,9 @@ def describe_values(asked: Config, config: Config) -> str:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-    """A checked copy of `config` with other values; dotted key -> value."""
+    """A checked copy of `config` with other values; dotted key -> value. Without any, `config` itself."""
+    if not values:
+        return config
     content = config.model_dump()
     for key, value in values.items():
         section, _, name = key.partition(".")

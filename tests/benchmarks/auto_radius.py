@@ -22,9 +22,10 @@ from torch import Tensor
 from distsam.errors import TrainingDiverged
 from distsam.sharding import Layout
 from distsam.tasks.sources import load_bundled
-from distsam.train.auto_values import auto_values, with_values
+from distsam.train.auto_values import auto_values
 from distsam.train.build import build_model, build_optimizer, build_task
 from distsam.train.config import validate
+from distsam.train.settled import with_values
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 KEYS = {"sam": "rho", "das": "alpha", "nbar": "alpha", "obar": "alpha"}
@@ -67,7 +68,7 @@ def train(name: str, file: Path, seed: int, method: str, value: float | str, dec
     task = build_task(config, Layout.alone("cpu"))
     model = build_model(config, task)
     auto = auto_values(config, model)
-    optimizer = build_optimizer(with_values(config, auto), model)
+    optimizer = build_optimizer(with_values(config, {f"optim.{key}": value for key, value in auto.items()}), model)
     best = (-float("inf"), -float("inf"))
 
     def closure() -> Tensor:

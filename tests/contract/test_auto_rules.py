@@ -8,9 +8,10 @@ import torch
 
 import distsam
 from distsam.train import parts
-from distsam.train.auto_values import auto_values, with_values
+from distsam.train.auto_values import auto_values
 from distsam.train.build import build_optimizer
 from distsam.train.config import Config, validate
+from distsam.train.settled import with_values
 
 WORDS = {word: tuple(part.keys.RULES) for word, part in parts.METHODS.parts.items() if part.keys.RULES}
 every_rule = pytest.mark.parametrize(("word", "key"), [(word, key) for word, keys in WORDS.items() for key in keys])
@@ -48,7 +49,7 @@ def test_a_rule_gives_a_number_that_the_key_takes_and_the_optimizer_holds(word: 
     assert found == key
     assert 0 < value < math.inf
     assert getattr(config_of(word, **{key: value}).optim, key) == value
-    optimizer = build_optimizer(with_values(config, {key: value}), model)
+    optimizer = build_optimizer(with_values(config, {f"optim.{key}": value}), model)
     assert optimizer.param_groups[0][optimizer.group_key(key)] == value
 
 

@@ -115,7 +115,7 @@ def test_an_arm_that_diverges_is_said_not_hidden(tmp_path: Path):
         (["--budget", "seconds"], "--budget: 'seconds' is no budget"),
         (["--budget", "steps=-1"], "is no number of steps"),
         (["--arms-file", "none.yaml"], "none.yaml: no such config file"),
-        (["data.validation=0"], "data.validation: 0 leaves no entries to tune"),
+        (["data.validation=0"], "data.validation: 0 leaves no entries to choose settings by"),
         (["--score", "heldout/r3"], "--score: 'heldout/r3' is no score of this task; there are "),
         (["--budget", "seconds=1", "optim.schedule=cosine"], "--budget: seconds: optim.schedule=cosine needs a number"),
         (["--slurm", "2"], "--slurm: there is no sbatch here"),

@@ -46,9 +46,9 @@ def test_scores_are_of_entries_that_the_search_did_not_see(completed):
 
 
 def test_its_folder_holds_runs_that_open_again(completed):
-    run = distsam.load(completed.path / "fit")
+    run = distsam.load(completed.run)
     np.testing.assert_array_equal(run.task.fill(run.model, keep_known=False), completed.prediction)
-    assert (completed.path / "search" / "plan.json").exists()
+    assert completed.settings["optim.lr"] == run.config.optim.lr
 
 
 def test_a_frame_is_completed_with_its_labels():
@@ -68,7 +68,7 @@ def test_a_frame_is_completed_with_its_labels():
     assert len(table) == found.tensor.size == given.size
     rows = table.filter(pa.compute.equal(table["known"], True))
     assert len(rows) == len(frame)
-    assert found.path is None  # nothing was asked to be kept
+    assert found.run is None  # nothing was asked to be kept
 
 
 def test_nothing_is_printed_without_progress(capfd: pytest.CaptureFixture[str], tmp_path: Path):

@@ -10,7 +10,7 @@ from typing import Any
 from distsam.errors import InputError
 from distsam.train import parts
 from distsam.train.config import Config
-from distsam.train.config_file import load_config, read_yaml
+from distsam.train.config_file import read_yaml, with_overrides
 from distsam.train.studies.space import Space, parse_space
 
 # What each method brings to tune. Ranges of the papers and of what was found here; three decades or more.
@@ -99,7 +99,7 @@ def read_arms(path: Path) -> dict[str, Arm]:
     return arms
 
 
-def check_arms(arms: Sequence[Arm], base: Path, firsts: dict[str, dict[str, Any]]) -> dict[str, Config]:
+def check_arms(arms: Sequence[Arm], base: Config, firsts: dict[str, dict[str, Any]]) -> dict[str, Config]:
     """Every arm's config, with the first setting of what it tunes.
 
     Raises:
@@ -109,7 +109,7 @@ def check_arms(arms: Sequence[Arm], base: Path, firsts: dict[str, dict[str, Any]
     seen: dict[str, str] = {}
     for arm in arms:
         try:
-            config = load_config(base, as_overrides({**arm.set, **firsts[arm.name]}))
+            config = with_overrides(base, as_overrides({**arm.set, **firsts[arm.name]}))
         except InputError as mistake:
             raise InputError(f"arm {arm.name}: {mistake}") from None
         content = {"config": config.model_dump(), "tune": arm.tune}

@@ -5,19 +5,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from distsam.errors import InputError
 from distsam.runs.study import StudyFolder
 from distsam.tasks.task import Goal, Task
 from distsam.train import parts
+from distsam.train.build import build_model
 from distsam.train.config import Config
-from distsam.train.config_file import load_config, to_yaml
+from distsam.train.config_file import load_config, to_yaml, with_overrides
+from distsam.train.loop import evaluated
 from distsam.train.settled import with_values
 from distsam.train.studies.arms import Arm, as_overrides, check_arms, gradients_per_step, make_arms
 from distsam.train.studies.jobs import Job, outcome
-from distsam.train.studies.opened import opened
+from distsam.train.studies.opened import check_validation, opened
 from distsam.train.studies.space import points
 
 KIND = "comparison"
@@ -83,18 +84,15 @@ class Comparison:
             arm.name: tuple(self.budget.overrides(load_config(folder.base, self._settings(arm, self._first(arm)))))
             for arm in self.arms
         }
-        self.goal_sign = 1.0 if self.higher_is_better else -1.0
+        self._sign = 1.0 if self.higher_is_better else -1.0
 
     def todo(self) -> list[Job] | None:
         """The runs that are left, those that choose hyperparameters first; None when all have ended."""
         open_jobs = [job for arm in self.arms for job in self.trial_jobs(arm) if outcome(job) is None]
-        for arm in self.arms:
-            tuned = self.tuned(arm)
-            if tuned is not None:
-                open_jobs += [job for job in self.result_jobs(arm, tuned) if outcome(job) is None]
-        if not open_jobs and all(self.tuned(arm) is not None for arm in self.arms):
-            return None
-        return open_jobs
+        chosen = [(arm, tuned) for arm in self.arms if (tuned := self.tuned(arm)) is not None]
+        for arm, tuned in chosen:
+            open_jobs += [job for job in self.result_jobs(arm, tuned) if outcome(job) is None]
+        return open_jobs if open_jobs or len(chosen) < len(self.arms) else None
 
     def facts(self) -> dict[str, Any]:
         """What was asked and what was chosen, with the folder of every run of the result.
@@ -107,7 +105,7 @@ class Comparison:
         for arm in self.arms:
             tuned, scores = self.tuned(arm) or {}, self.trial_scores(arm) or []
             trials = [
-                {**values, self.goal: self.goal_sign * score if math.isfinite(score) else None}
+                {**values, self.goal: self._sign * score if math.isfinite(score) else None}
                 for values, score in zip(self.trials[arm.name], scores, strict=False)
             ]
             folders = [str(job.folder.relative_to(self.folder.path)) for job in self.result_jobs(arm, tuned)]
@@ -163,7 +161,7 @@ class Comparison:
         scores = []
         for index in range(len(self.trials[arm.name])):
             ended = [outcome(job) for job in self._jobs_of_trial(arm, index)]
-            values = [self.goal_sign * found.score(self.goal) for found in ended if found is not None]
+            values = [self._sign * found.score(self.goal) for found in ended if found is not None]
             if len(values) < len(ended):
                 return None
             scores.append(-math.inf if any(map(math.isnan, values)) else fmean(values))
@@ -236,7 +234,8 @@ def plan_comparison(
         # A second fit would take in the entries by which settings are chosen here, and hide the first one's scores.
         config = with_values(config, {"train.refit": False})
     arms = make_arms(names, config, own)
-    _check_validation(config, arms)
+    if any(arm.tune for arm in arms):
+        check_validation(config)
     spent = parse_budget(budget, config)
     settings = {arm.name: points(arm.spaces, trials) or [{}] for arm in arms}
     goal, shown = _goal(config, task, score)
@@ -251,36 +250,23 @@ def plan_comparison(
         "higher_is_better": goal.higher_is_better,
         "score": shown,
     }
-    text = to_yaml(config)
-    _check_runnable(text, arms, settings, spent)
-    folder.begin(text, plan)
+    _check_runnable(config, arms, settings, spent)
+    folder.begin(to_yaml(config), plan)
 
 
-def _check_runnable(text: str, arms: Sequence[Arm], settings: dict[str, list[dict[str, Any]]], spent: Budget) -> None:
-    """InputError where an arm cannot be run, or equals another; in a folder that is gone afterwards."""
-    with TemporaryDirectory() as scratch:
-        base = Path(scratch) / "base.yaml"
-        base.write_text(text, encoding="utf-8")
-        configs = check_arms(arms, base, {name: tried[0] for name, tried in settings.items()})
-        for arm in arms:
-            for values in settings[arm.name]:
-                try:
-                    load_config(base, [*as_overrides({**arm.set, **values}), *spent.overrides(configs[arm.name])])
-                except InputError as mistake:
-                    raise InputError(f"arm {arm.name}: {mistake}") from None
-
-
-def _check_validation(config: Config, arms: Sequence[Arm]) -> None:
-    data = getattr(config, "data", None)
-    if data is not None and data.validation == 0 and any(arm.tune for arm in arms):
-        raise InputError("data.validation: 0 leaves no entries to tune the arms on; give it 0.1, for instance")
+def _check_runnable(config: Config, arms: Sequence[Arm], tried: dict[str, list[dict[str, Any]]], spent: Budget) -> None:
+    """InputError where a setting of an arm cannot be run, or an arm equals another."""
+    configs = check_arms(arms, config, {name: settings[0] for name, settings in tried.items()})
+    for arm in arms:
+        for values in tried[arm.name]:
+            try:
+                with_overrides(config, [*as_overrides({**arm.set, **values}), *spent.overrides(configs[arm.name])])
+            except InputError as mistake:
+                raise InputError(f"arm {arm.name}: {mistake}") from None
 
 
 def _goal(config: Config, task: Task, score: str | None) -> tuple[Goal, str]:
     """The task's goal, and what is compared: `score`, else the first of the headline that there is, else the goal."""
-    from distsam.train.build import build_model
-    from distsam.train.loop import evaluated
-
     with parts.TASKS.chosen(config.task).naming():
         # Where every entry is observed, no held-out score is there to be compared.
         scores = evaluated(task, build_model(config, task))

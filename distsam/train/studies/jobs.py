@@ -9,6 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TextIO
 
+import torch
+
 from distsam.errors import ArgumentError, InputError, TrainingDiverged
 from distsam.runs.atomic import write_atomically
 from distsam.runs.checkpoints import finished_checkpoints
@@ -19,6 +21,7 @@ from distsam.runs.study import StudyFolder
 from distsam.runs.summary import Summary, read_summary
 from distsam.train.checkpoint_reader import read_state
 from distsam.train.config_file import load_config
+from distsam.train.run import run_training
 
 # How a run ends that has done all that it was to do.
 _ENDS = ("last step", "early stopping", "time limit")
@@ -120,9 +123,6 @@ def run_job(study: StudyFolder, job: Job) -> Outcome:
         InputError: it cannot be trained.
         Interrupted: a signal stopped it.
     """
-    # Imported here: a study is planned and looked at without torch.
-    from distsam.train.run import run_training
-
     overrides = [*job.overrides, f"run.dir={json.dumps(str(job.folder))}", "train.resume=auto"]
     config = load_config(study.base, overrides)
     if config.train.num_threads is None:
@@ -166,8 +166,6 @@ def _into(log: TextIO) -> Iterator[None]:
 @contextlib.contextmanager
 def _own_threads() -> Iterator[None]:
     """Give back the number of threads that this process had: it may be somebody's notebook."""
-    import torch
-
     before = torch.get_num_threads()
     try:
         yield

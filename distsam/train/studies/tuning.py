@@ -113,7 +113,7 @@ class Tuning:
         """
         index = int(job.folder.parent.name)
         before = [self.result_at(trial, 0) for trial in self.trials()[max(0, index - _MAX_REFUSED) : index]]
-        if index == 0 or all(score == -math.inf for score in before):
+        if index == 0 or (len(before) == _MAX_REFUSED and all(score == -math.inf for score in before)):
             return False
         refuse(job, str(mistake))
         return True

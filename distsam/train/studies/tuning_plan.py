@@ -1,18 +1,17 @@
 """What is asked of a search: its space, its seeds, its rungs and its time, checked before anything is written."""
 
 import math
+from collections.abc import Collection
 from dataclasses import asdict
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from distsam.errors import InputError
 from distsam.runs.study import StudyFolder
 from distsam.train import parts
 from distsam.train.config import Config
-from distsam.train.config_file import load_config, to_yaml
+from distsam.train.config_file import to_yaml, with_overrides
 from distsam.train.studies.arms import METHOD_SPACES, as_overrides
-from distsam.train.studies.opened import opened
+from distsam.train.studies.opened import check_validation, opened
 from distsam.train.studies.space import Space, parse_space
 from distsam.train.studies.tuning import KIND, REDUCTION
 
@@ -30,6 +29,7 @@ def plan_tuning(
     minutes: float,
     num_seeds: int,
     trials: int | None = None,
+    fixed: Collection[str] = (),
 ) -> None:
     """Check everything that is asked and write it into `folder`.
 
@@ -40,6 +40,7 @@ def plan_tuning(
         minutes: of wall time for all runs together.
         num_seeds: over which the best settings are averaged.
         trials: at most so many settings; None: as many as the time allows.
+        fixed: dotted keys that the default space leaves as they are; of the network one is enough to leave it all.
 
     Raises:
         InputError: something of it cannot be used.
@@ -51,10 +52,12 @@ def plan_tuning(
     if trials is not None and trials < 1:
         raise InputError(f"--trials: {trials} is too few; give 1 or more")
     config, task = opened(config)
-    spaces = {key: parse_space(key, text) for key, text in over.items()} or default_spaces(config, task)
+    spaces = {key: parse_space(key, text) for key, text in over.items()} or default_spaces(config, task, fixed)
+    if not spaces:
+        raise InputError("--over: every key of the default space is given; name those that are to be varied")
     _check_keys(config, spaces, task)
     goal = task.goal
-    _check_validation(config, goal.key)
+    check_validation(config)
     plan = {
         "kind": KIND,
         "spaces": {key: asdict(space) for key, space in spaces.items()},
@@ -69,7 +72,7 @@ def plan_tuning(
     folder.begin(to_yaml(config), plan)
 
 
-def default_spaces(config: Config, task: Any) -> dict[str, Space]:
+def default_spaces(config: Config, task: Any, fixed: Collection[str] = ()) -> dict[str, Space]:
     """What is varied when its user does not say: the task's own space, rate, decay, and what the method has."""
     search = parts.TASKS.chosen(config.task).search
     spaces = {} if search is None else search.spaces(config, task)
@@ -79,7 +82,9 @@ def default_spaces(config: Config, task: Any) -> dict[str, Space]:
         if part.word in METHOD_SPACES:
             key, text = METHOD_SPACES[part.word]
             spaces[f"optim.{key}"] = parse_space(f"optim.{key}", text)
-    return spaces
+    # Size and format of the network are one choice.
+    has_network = any(key.startswith("network.") for key in fixed)
+    return {k: s for k, s in spaces.items() if k not in fixed and not (has_network and k.startswith("network."))}
 
 
 def _rungs(config: Config) -> list[int]:
@@ -107,19 +112,6 @@ def _check_keys(config: Config, spaces: dict[str, Space], task: Any) -> None:
         values = {key: space.at((i + (i == count - 1) * 0.999) / count) for key, space in spaces.items()}
         settings = values if search is None else search.settings(values, config, task)
         try:
-            _loaded(config, as_overrides(settings))
+            with_overrides(config, as_overrides(settings))
         except InputError as mistake:
             raise InputError(f"--over: {mistake}") from None
-
-
-def _loaded(config: Config, overrides: list[str]) -> Config:
-    with TemporaryDirectory() as scratch:
-        base = Path(scratch) / "base.yaml"
-        base.write_text(to_yaml(config), encoding="utf-8")
-        return load_config(base, overrides)
-
-
-def _check_validation(config: Config, goal: str) -> None:
-    data = getattr(config, "data", None)
-    if data is not None and data.validation == 0 and goal.startswith("validation/"):
-        raise InputError("data.validation: 0 leaves no entries to choose settings by; give it 0.1, for instance")

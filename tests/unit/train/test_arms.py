@@ -5,7 +5,6 @@ from shipped import load_shipped
 
 from distsam.errors import InputError
 from distsam.train.config import Config
-from distsam.train.config_file import to_yaml
 from distsam.train.studies.arms import Arm, check_arms, gradients_per_step, make_arms, read_arms
 from distsam.train.studies.space import points
 
@@ -18,14 +17,12 @@ def config(tmp_path: Path) -> Config:
     return load_shipped(QUICKSTART, tmp_path)
 
 
-def configs_of(arms: list[Arm], config: Config, folder: Path) -> dict[str, Config]:
-    base = folder / "base.yaml"
-    base.write_text(to_yaml(config))
-    return check_arms(arms, base, {arm.name: next(iter(points(arm.spaces, 3)), {}) for arm in arms})
+def configs_of(arms: list[Arm], config: Config) -> dict[str, Config]:
+    return check_arms(arms, config, {arm.name: next(iter(points(arm.spaces, 3)), {}) for arm in arms})
 
 
 def test_every_shipped_arm_is_a_config_that_runs(config: Config, tmp_path: Path):
-    configs = configs_of(make_arms(SHIPPED, config, {}), config, tmp_path)
+    configs = configs_of(make_arms(SHIPPED, config, {}), config)
     seen = {name: (c.optim.method, c.optim.base, c.optim.weight_decay > 0) for name, c in configs.items()}
     assert seen["base"] == ("base", "adam", False)
     assert seen["wd"] == ("base", "adamw", True)
@@ -42,7 +39,7 @@ def test_all_arms_but_the_config_tune_the_learning_rate(config: Config):
 
 
 def test_only_sam_takes_two_gradients(config: Config, tmp_path: Path):
-    configs = configs_of(make_arms(["base", "das", "sam", "sam+das"], config, {}), config, tmp_path)
+    configs = configs_of(make_arms(["base", "das", "sam", "sam+das"], config, {}), config)
     assert [gradients_per_step(c) for c in configs.values()] == [1, 1, 2, 2]
 
 
@@ -64,14 +61,14 @@ def test_names_that_are_no_arms_are_refused(names: list[str], problem: str, conf
 def test_an_arm_that_equals_another_is_refused(config: Config, tmp_path: Path):
     own = {"mine": Arm("mine", {"optim.method": "sam"})}  # which the config has already
     with pytest.raises(InputError, match="--arms: mine equals config"):
-        configs_of(make_arms(["config", "mine"], config, own), config, tmp_path)
+        configs_of(make_arms(["config", "mine"], config, own), config)
 
 
 def test_a_users_own_arm_is_read(config: Config, tmp_path: Path):
     file = tmp_path / "arms.yaml"
     file.write_text("slow: {set: {optim.lr: 0.001}, tune: {optim.rho: 'log:0.01:0.1'}}\n")
     arms = make_arms(["base", "slow"], config, read_arms(file))
-    assert configs_of(arms, config, tmp_path)["slow"].optim.lr == 0.001
+    assert configs_of(arms, config)["slow"].optim.lr == 0.001
 
 
 @pytest.mark.parametrize(
@@ -93,4 +90,4 @@ def test_a_file_of_arms_that_cannot_be_used_is_refused(text: str, problem: str, 
 def test_an_own_arm_with_an_unknown_key_is_named(config: Config, tmp_path: Path):
     own = {"mine": Arm("mine", {"optim.rhoo": 1.0})}
     with pytest.raises(InputError, match=r"arm mine: optim\.rhoo"):
-        configs_of(make_arms(["base", "mine"], config, own), config, tmp_path)
+        configs_of(make_arms(["base", "mine"], config, own), config)

@@ -121,3 +121,26 @@ def test_rungs_leave_room_for_warmups_and_evaluations(overrides: list[str], rung
     folder = StudyFolder(tmp_path / "search")
     plan_tuning(folder, load_config(tmp_path / "small.yaml", overrides), {}, minutes=1, num_seeds=2)
     assert Tuning(folder).rungs == rungs
+
+
+@pytest.mark.parametrize(
+    ("fixed", "varied"),
+    [
+        ([], {"network.size", "network.format", "optim.lr", "optim.weight_decay"}),
+        (["optim.lr", "data.observed"], {"network.size", "network.format", "optim.weight_decay"}),
+        (["network.bond_dim"], {"optim.lr", "optim.weight_decay"}),
+    ],
+)
+def test_a_key_that_is_given_is_not_varied(fixed: list[str], varied: set[str], tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    folder = StudyFolder(tmp_path / "search")
+    plan_tuning(folder, load_config(tmp_path / "small.yaml"), {}, minutes=1, num_seeds=1, fixed=fixed)
+    assert set(Tuning(folder).spaces) == varied
+
+
+def test_where_every_key_is_given_nothing_is_left_to_search(tmp_path: Path):
+    (tmp_path / "small.yaml").write_text(SMALL)
+    fixed = ["network.format", "optim.lr", "optim.weight_decay"]
+    config = load_config(tmp_path / "small.yaml")
+    with pytest.raises(InputError, match="--over: every key of the default space is given"):
+        plan_tuning(StudyFolder(tmp_path / "search"), config, {}, minutes=1, num_seeds=1, fixed=fixed)
