@@ -28,7 +28,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_run_folder_is_complete(quickstart: Path) -> None:
     names = {path.name for path in quickstart.iterdir()}
-    assert names == {"config.yaml", "metrics.jsonl", "summary.json", "checkpoints", "curves.png", "lock"}
+    files = {"about.json", "config.yaml", "metrics.jsonl", "summary.json", "curves.png", "lock"}
+    assert names == {"checkpoints", *files}
     assert matplotlib.image.imread(quickstart / "curves.png").shape[:2] == (960, 1920)
     assert not list(quickstart.rglob("*.tmp"))
 
