@@ -1,6 +1,6 @@
 """Run folders with something broken in them: the answer is right, or one line and exit code 2.
 
-pytest tests/e2e/test_damaged_folders.py -m soak -s       # 200 folders; the counts are printed
+pytest tests/e2e/test_damaged_folders.py -m soak -n 0 -s       # 200 folders; the counts are printed
 """
 
 import json
@@ -83,7 +83,7 @@ def assert_all_answers_are_right(folder: Path, count: int) -> Counter[str]:
 
 
 def test_answers_from_some_damaged_folders_are_right(tmp_path: Path) -> None:
-    counts = assert_all_answers_are_right(tmp_path, 15)
+    counts = assert_all_answers_are_right(tmp_path, 8)
     assert counts["evaluate: scores"] > 0
     assert counts["resume: 0"] > 0
 

@@ -102,6 +102,7 @@ def test_the_example_trains_alike_on_one_rank_and_on_two(ratings: Path) -> None:
 
 
 @pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.soak
 def test_a_task_of_the_users_own_trains_alike_under_deepspeed(ratings: Path, three: Path) -> None:
     """One whose model calls its networks, and one that asks them for their dense tensors."""
     three_config = CONFIG.replace("arguments: {shape: [12, 10, 8], batch_size: 256}", "arguments: {}")
