@@ -116,7 +116,12 @@ class Training:
         self.alerts = Alerts(Bounds(1e9, 1e9, 0.99), [network.name for network in self.coordinator.networks])
         self.progress = TrainingProgress(ENDLESS, 0, shown=True, goal_key=GOAL.key, stream=StringIO())
         run: Any = SimpleNamespace(
-            coordinator=self.coordinator, engine=self.engine, rank=0, task=SimpleNamespace(goal=GOAL), counts=dict
+            coordinator=self.coordinator,
+            engine=self.engine,
+            rank=0,
+            task=SimpleNamespace(goal=GOAL),
+            counts=dict,
+            settled=dict,
         )
         self.loop = TrainingLoop(
             run,
