@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 
 from distsam.tensornet import cp, tr, tt, tucker
-from distsam.train.completion_search import settings_of_completion, spaces_of_completion
+from distsam.train.completion_search import first_of_completion, settings_of_completion, spaces_of_completion
 
 SHAPES = [(438, 6, 11), (145, 145, 200), (8, 6, 4), (2, 2), (20, 24, 7, 12), (5, 1, 9)]
 BUILD = {"cp": cp, "tt": tt, "tr": tr, "tucker": tucker}
@@ -51,3 +51,10 @@ def test_formats_are_varied_where_both_can_be_used(format_: str, order: int, for
 
 def test_an_equation_is_taken_as_it_is():
     assert spaces_of_completion(config("einsum"), task((4, 4))) == {}
+
+
+def test_the_other_format_and_a_small_network_are_tried_first():
+    first = first_of_completion(config("cp"), task((438, 6, 11)))
+    assert [values["network.format"] for values in first] == ["tucker", "cp"]
+    assert first[1]["network.size"] < 0.1 < first[0]["network.size"]
+    assert first_of_completion(config("tt"), task((4, 4, 4))) == []
