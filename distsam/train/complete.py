@@ -35,6 +35,8 @@ _SHARE_OF_SEARCH = 0.75
 _MAX_WORKERS = 8
 _SHOWN = ("network.format", "network.bond_dim", "network.ranks", "optim.method", "optim.lr", "optim.weight_decay")
 _BALANCE = ("norm_deviation", "relative_deviation", "max_over_min")
+# Steps between two evaluations of a small tensor, and the most of any.
+_OFTEN, _RARELY = 25, 500
 # So many entries choose the weights of the last fit, but no more than a tenth.
 _CHOOSING = 1000
 # What the search does not vary. One gradient a step leaves twice the time that SAM would: no method differs from plain
@@ -112,6 +114,7 @@ def complete(
     try:
         given, source = _saved(data, where)
         overrides = [*_SETTINGS, *source, f"run.seed={seed}", "data.observed=0.9", "data.validation=0.1"]
+        overrides.append(f"train.log_every={_evaluated_every(_num_known(data))}")
         config = load_config(_CONFIGS / f"{given}.yaml", [*overrides, *settings])
         folder = StudyFolder(where / "search")
         # One seed: another one would split otherwise, and train on entries that the first holds out.
@@ -155,6 +158,19 @@ def _keys_of(settings: Sequence[str]) -> set[str]:
 def _num_known(data: Any) -> int:
     """About how many entries are known: of a data frame its rows."""
     return len(data) if _is_frame(data) else int(np.isfinite(np.asarray(data, dtype=np.float64)).sum())
+
+
+def _evaluated_every(num_known: int) -> int:
+    """Steps between two evaluations, so that these, one pass forward over all entries, take a tenth of the time.
+
+    A step is a pass forward and about two backward over a batch. On a large tensor its loss is noisy, and a longer wait
+    between two evaluations also keeps early stopping, which counts them, from ending a run that still improves.
+    """
+    from distsam.tasks.auto import batch_for
+
+    batch = batch_for(num_known) or num_known
+    steps = num_known / (0.1 * 3 * batch)
+    return min(_RARELY, max(_OFTEN, _OFTEN * round(steps / _OFTEN)))
 
 
 def _is_frame(data: Any) -> bool:
