@@ -9,6 +9,7 @@ import typer
 
 from distsam import __version__
 from distsam.commands.compare import compare
+from distsam.commands.compress import compress
 from distsam.commands.evaluate import evaluate
 from distsam.commands.export import export
 from distsam.commands.init import init
@@ -28,7 +29,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (train, watch, report, evaluate, predict, export, tune, compare, work, init, keys, wandb_workspace)
+COMMANDS = (train, watch, report, evaluate, predict, export, compress, tune, compare, work, init, keys, wandb_workspace)
 for command in COMMANDS:
     app.command()(command)
 

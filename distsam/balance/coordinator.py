@@ -231,7 +231,7 @@ def _assemble(host: dict[str, Any] | None, after: Tensor, networks: list[CoreNet
 
 
 def _balance(network: CoreNetwork, s: Tensor, deviation: Tensor) -> Snapshot:
-    prefix, names = f"balance/{network.name}", network.spec.core_names
+    prefix, names = f"balance/{network.name}", network.core_names
     is_whole = bool((s > 0).all())
     return {
         f"{prefix}/norm_deviation": _number(deviation),

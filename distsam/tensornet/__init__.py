@@ -1,8 +1,9 @@
 """What is a tensor network? Specs, formats, contraction, entries, start values, decompositions."""
 
-from distsam.tensornet.formats import cp, einsum_network, tr, tt, tucker
+from distsam.tensornet.core_network import CoreNetwork
+from distsam.tensornet.formats import cp, einsum_network, tr, tt, tt_matrix, tucker
 from distsam.tensornet.network import TensorNetwork
-from distsam.tensornet.networks import CoreNetwork, NetworkModule, as_network, core_networks
+from distsam.tensornet.networks import NetworkModule, as_network, core_networks, mark_network
 from distsam.tensornet.spec import NetworkSpec
 
 __all__ = [
@@ -14,7 +15,9 @@ __all__ = [
     "core_networks",
     "cp",
     "einsum_network",
+    "mark_network",
     "tr",
     "tt",
+    "tt_matrix",
     "tucker",
 ]

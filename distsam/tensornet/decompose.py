@@ -1,7 +1,7 @@
 """Cores from data, by tensorly's decompositions, and the way to and from tensorly's own objects."""
 
 from collections.abc import Callable, Sequence
-from math import exp, log
+from math import exp, log, prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from distsam.tensornet import formats
 from distsam.tensornet.spec import NetworkSpec
 
 Arrays = list[np.ndarray]
+# Smaller sides of unfoldings up to here are decomposed exactly.
+LARGE_SIDE = 1024
 CP_RIDGE = 1e-10  # beside squared entries of 1 on average
 
 
@@ -103,13 +105,35 @@ def _decompose_tucker(array: np.ndarray, present: np.ndarray, spec: NetworkSpec,
 
 def _decompose_tt(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
-    cores = tensor_train(_filled_with_mean(array, present), ranks, random_state=generator)
+    svd = _svd_for(spec.shape, ranks)
+    cores = tensor_train(_filled_with_mean(array, present), ranks, svd=svd, random_state=generator)
     return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
 
 
+def _decompose_tt_matrix(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
+    # A train along modes that are each a pair: one of the output, one of the input.
+    num = spec.num_cores
+    shape = spec.shape
+    paired = np.transpose(_filled_with_mean(array, present), [n for k in range(num) for n in (k, num + k)])
+    ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
+    merged = paired.reshape([shape[k] * shape[num + k] for k in range(num)])
+    cores = tensor_train(merged, ranks, svd=_svd_for(merged.shape, ranks), random_state=generator)
+    return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
+
+
+def _svd_for(shape: Sequence[int], ranks: Sequence[int]) -> str:
+    """Which of tensorly's: where few values of a large matrix are wanted, a randomized one takes a fraction."""
+    sides = [min(ranks[k] * size, prod(shape[k + 1 :])) for k, size in enumerate(shape[:-1])]
+    is_large = any(side > LARGE_SIDE and 4 * rank <= side for side, rank in zip(sides, ranks[1:], strict=False))
+    return "randomized_svd" if is_large else "truncated_svd"
+
+
 def _decompose_tr(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
-    # Alternating least squares: TR-SVD misses a tensor that is an exact ring by 30-40 %, and wants I_k >= b_k b_{k+1}.
     lefts = [shape[0] for shape in spec.core_shapes]
+    if lefts[0] == 1:  # a ring with a bond of 1 is a train, for which there is a direct way
+        filled, ranks = _filled_with_mean(array, present), [*lefts, 1]
+        return list(tensor_train(filled, ranks, svd=_svd_for(spec.shape, ranks), random_state=generator))
+    # Alternating least squares: TR-SVD misses a tensor that is an exact ring by 30-40 %, and wants I_k >= b_k b_{k+1}.
     return list(tensor_ring_als(_filled_with_mean(array, present), [*lefts, lefts[0]], random_state=generator))
 
 
@@ -117,6 +141,7 @@ _DECOMPOSITIONS: dict[str, Callable[[np.ndarray, np.ndarray, NetworkSpec, Random
     "cp": _decompose_cp,
     "tucker": _decompose_tucker,
     "tt": _decompose_tt,
+    "tt_matrix": _decompose_tt_matrix,
     "tr": _decompose_tr,
 }
 

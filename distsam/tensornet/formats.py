@@ -67,6 +67,34 @@ def tt(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
     return _spec("tt", cores, modes, sizes, _names("core", modes), "bond_dim")
 
 
+def tt_matrix(out_shape: Sequence[int], in_shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
+    """Tensor train of a matrix: core k is (b_k, O_k, I_k, b_{k+1}), with a mode of each side; no dummy bonds.
+
+    Its tensor has the modes (O_0..O_{d-1}, I_0..I_{d-1}).
+
+    Args:
+        out_shape, in_shape: O_0..O_{d-1} and I_0..I_{d-1}; at least two of each, equally many.
+        bond_dim: one size for all d - 1 bonds, or their list (b_1..b_{d-1}).
+
+    Raises:
+        ArgumentError: a size is no integer of at least 1, the two differ in length, or a bond is larger than the tensor
+            allows.
+    """
+    outs, ins = checked_list(out_shape, "out_shape"), checked_list(in_shape, "in_shape")
+    if len(outs) != len(ins) or len(outs) < 2:
+        problem = f"{outs} has {len(outs)} modes and in_shape {len(ins)}; give equally many, at least 2"
+        raise ArgumentError("out_shape", problem)
+    sizes = {f"o{k}": checked_size(size, f"out_shape[{k}]") for k, size in enumerate(outs)}
+    sizes.update({f"i{k}": checked_size(size, f"in_shape[{k}]") for k, size in enumerate(ins)})
+    bonds = tuple(f"b{k}" for k in range(1, len(outs)))
+    modes = tuple(sizes)
+    sizes.update(zip(bonds, _size_list(bond_dim, "bond_dim", len(bonds)), strict=True))
+    lefts, rights = ((), *((b,) for b in bonds)), (*((b,) for b in bonds), ())
+    cores = [(*lefts[k], f"o{k}", f"i{k}", *rights[k]) for k in range(len(outs))]
+    names = tuple(f"core_{k}" for k in range(len(outs)))
+    return _spec("tt_matrix", cores, modes, sizes, names, "bond_dim")
+
+
 def tr(shape: Sequence[int], bond_dim: int | Sequence[int]) -> NetworkSpec:
     """Tensor ring: core k is (b_k, I_k, b_{k+1}), and the last bond is the first.
 

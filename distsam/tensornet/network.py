@@ -12,6 +12,7 @@ from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.entries import entries_of
 from distsam.tensornet.initial import draw_cores
 from distsam.tensornet.planner import plan_entries
+from distsam.tensornet.products import BatchPlans, multiply, rows
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -37,7 +38,7 @@ class TensorNetwork(nn.Module):
     """
 
     # Read by `core_networks`, and where the module is placed.
-    entry_points = ("at", "dense")
+    entry_points = ("at", "dense", "multiply", "rows")
 
     def __init__(
         self,
@@ -56,13 +57,24 @@ class TensorNetwork(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ArgumentError("dtype", f"{dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
-        cores = draw_cores(spec, std=std, norms=norms, generator=generator)
-        self.cores = nn.ParameterList(nn.Parameter(core.to(device=device, dtype=dtype)) for core in cores)
-        for name, core in zip(spec.core_names, self.cores, strict=True):
-            if not torch.isfinite(core).all() or not core.any():
-                raise ArgumentError(
-                    "std", f"{std} gives a core {name} that {dtype} cannot hold; choose one nearer to 1"
-                )
+        shapes = spec.core_shapes
+        self.cores = nn.ParameterList(nn.Parameter(torch.empty(s, dtype=dtype, device=device)) for s in shapes)
+        if not any(core.is_meta for core in self.cores):
+            self.draw(std=std, norms=norms, generator=generator)
+
+    @torch.no_grad()
+    def draw(
+        self, *, std: float = 1.0, norms: Sequence[float] | None = None, generator: torch.Generator | None = None
+    ) -> None:
+        """Draws all cores again; for one built on the meta device, after `to_empty`. Arguments as of the class."""
+        # On the CPU whatever the device around is: so dtype and device do not change the numbers.
+        with torch.device("cpu" if generator is None else generator.device):
+            cores = draw_cores(self.spec, std=std, norms=norms, generator=generator)
+        for name, parameter, core in zip(self.spec.core_names, self.cores, cores, strict=True):
+            parameter.copy_(core)
+            if not torch.isfinite(parameter).all() or not parameter.any():
+                problem = f"{std} gives a core {name} that {parameter.dtype} cannot hold; choose one nearer to 1"
+                raise ArgumentError("std", problem)
 
     def forward(self, indices: Tensor) -> Tensor:
         """The same as `at`."""
@@ -97,6 +109,14 @@ class TensorNetwork(nn.Module):
         """The full tensor T, of shape `spec.shape`."""
         plan = plan_contraction(self.spec.cores, self.spec.modes, self.spec.sizes)
         return contract(plan, list(self.cores)).contiguous()
+
+    def multiply(self, vectors: Tensor, plans: BatchPlans) -> Tensor:
+        """T as a linear map, without building it where that is cheaper: see `products.multiply`."""
+        return multiply(plans, list(self.cores), vectors)
+
+    def rows(self, positions: Tensor, plans: BatchPlans) -> Tensor:
+        """Slices of T, one for each of a batch of positions: see `products.rows`."""
+        return rows(plans, self.spec, list(self.cores), positions)
 
     @torch.no_grad()
     def load_cores(self, cores: Sequence[Tensor]) -> None:

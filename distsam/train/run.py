@@ -21,6 +21,7 @@ from distsam.runs.summary import SavedGoal, SavedNetwork, Summary, read_summary
 from distsam.sharding import Layout, are_finite, close_world, open_world
 from distsam.tasks.task import Task, verdict
 from distsam.tasks.task import labels as labels_of
+from distsam.tensornet import CoreNetwork
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.alerts import Alerts, Bounds
@@ -357,7 +358,7 @@ class _Run:
             wall_s=loop.elapsed_s,
             weights="best" if state.best.tensors or state.last_is_best else "last",
             best_step=state.step if state.last_is_best else state.best.step,
-            networks={network.name: _saved_network(network.spec) for network in run.coordinator.networks},
+            networks={network.name: _saved_network(network) for network in run.coordinator.networks},
             numbers={**final, **{f"last/{key}": value for key, value in last.items()}, **loop.balance},
             more={
                 "balance_step": state.step,
@@ -387,5 +388,6 @@ class _Run:
                 yield tracker
 
 
-def _saved_network(spec: Any) -> SavedNetwork:
-    return SavedNetwork(spec.format, spec.shape, spec.core_names, spec.num_parameters)
+def _saved_network(network: CoreNetwork) -> SavedNetwork:
+    sizes = ("network", ()) if network.spec is None else (network.spec.format, network.spec.shape)
+    return SavedNetwork(*sizes, network.core_names, sum(core.numel() for core in network.cores))

@@ -1,0 +1,201 @@
+"""Small trainable networks beside frozen linear layers: LoRA's pair, FLoRA's Tucker, LoRETTA's train."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import prod
+from typing import Unpack
+
+import torch
+from torch import Tensor, nn
+
+from distsam.errors import ArgumentError
+from distsam.tensornet.arguments import checked_positive, checked_size
+from distsam.tensornet.initial import draw_cores
+from distsam.tensornet.layers.weight import NetworkArguments, checked_input, padded, shapes_of, uniform_std
+from distsam.tensornet.network import TensorNetwork
+from distsam.tensornet.products import plan_multiply
+from distsam.tensornet.ranks import Rank, Shape, weight_spec
+from distsam.tensornet.rules import Rules, chosen_layers, replace_modules
+from distsam.tensornet.spec import NetworkSpec
+
+ADAPTERS = ("lora", "tucker", "tt")
+_KEYS = ("format", "rank", "alpha", "dropout", "out_shape", "in_shape", "pad")
+
+
+class TensorizedAdapter(nn.Module):
+    """y = layer(x) + (alpha / rank) D x, with D a small tensor network and the layer frozen.
+
+    D starts at zero: its first core is zero, the others are drawn so that what they hand to it has the variance that
+    torch's start of a linear layer gives.
+
+    Args:
+        layer: an nn.Linear; its parameters are frozen, and stay the parameters "layer.weight", "layer.bias".
+        format: "lora" (cores B of out x r and A of r x in, as in arXiv:2106.09685), "tucker" (a central core between
+            two factors, as FLoRA, arXiv:2405.14739) or "tt" (a train along the factors of both sizes, as LoRETTA,
+            arXiv:2402.11417).
+        rank: of every bond; for "tucker" and "tt" also as TensorizedLinear takes it.
+        alpha: D is scaled by alpha / rank (rank 1 where that is no number); rank when None, which scales by 1.
+        dropout: of the adapter's input, in training.
+        arguments: `out_shape`, `in_shape`, `pad` (of "tt"), `generator`: see NetworkArguments.
+
+    Attributes:
+        network: the TensorNetwork D; its parameters are "network.cores.0", ...
+        is_merged: True while the layer's weight holds the adapter.
+
+    Raises:
+        ArgumentError: another kind of layer, or a format, rank, alpha or dropout that cannot be.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        *,
+        format: str = "lora",
+        rank: Rank = 8,
+        alpha: float | None = None,
+        dropout: float = 0.0,
+        **arguments: Unpack[NetworkArguments],
+    ) -> None:
+        super().__init__()
+        if not isinstance(layer, nn.Linear):
+            raise ArgumentError("layer", f"is a {type(layer).__name__}; adapters go beside nn.Linear")
+        if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+            raise ArgumentError("dropout", f"is {dropout!r}; it must be from 0 to below 1")
+        self.layer = layer.requires_grad_(False)
+        spec, self.out_shape, self.in_shape = _adapter_spec(layer, format, rank, arguments)
+        number = rank if isinstance(rank, int) else 1
+        self.scale = 1.0 if alpha is None else checked_positive(alpha, "alpha") / number
+        self.network = TensorNetwork(spec, dtype=layer.weight.dtype, device=layer.weight.device)
+        self.reset_parameters(arguments.get("generator"))
+        self.dropout = nn.Dropout(dropout)
+        self._plans = plan_multiply(spec, spec.modes[len(self.out_shape) :])
+        self._whole: Tensor | None = None
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draws all cores but the first again, which becomes zero."""
+        if any(core.is_meta for core in self.network.cores):
+            return
+        rest = _without_first(self.network.spec)
+        std = uniform_std(self.layer.in_features)
+        drawn = draw_cores(rest, std=std, generator=generator)
+        self.network.load_cores([torch.zeros_like(self.network.cores[0]), *drawn])
+
+    @property
+    def is_merged(self) -> bool:
+        """True while the layer's weight holds the adapter."""
+        return self._whole is not None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """y = layer(x) + scale D x, of shape (..., out_features) for x of (..., in_features)."""
+        y = self.layer(input)
+        if self.is_merged:
+            return y
+        x = self.dropout(checked_input(input, self.layer.in_features, -1, self.network.cores[0], "adapter"))
+        vectors = padded(x, prod(self.in_shape)).reshape(-1, *self.in_shape)
+        change = self.network.multiply(vectors, self._plans).reshape(*x.shape[:-1], prod(self.out_shape))
+        return y + self.scale * change[..., : self.layer.out_features]
+
+    @property
+    def change(self) -> Tensor:
+        """What the adapter adds to the layer's weight, (out_features, in_features); differentiable in the cores."""
+        matrix = self.network.dense().reshape(prod(self.out_shape), prod(self.in_shape))
+        return self.scale * matrix[: self.layer.out_features, : self.layer.in_features]
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Adds the adapter to the layer's weight; a copy of the weight is kept for `unmerge`. Again: nothing."""
+        if self._whole is None:
+            self._whole = self.layer.weight.clone()
+            self.layer.weight += self.change
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Puts the layer's weight back, bit for bit. If it is not merged: nothing."""
+        if self._whole is not None:
+            self.layer.weight.copy_(self._whole)
+            self._whole = None
+
+    def extra_repr(self) -> str:
+        """What `print` shows of it."""
+        return f"format={self.network.spec.format}, scale={self.scale:g}, is_merged={self.is_merged}"
+
+
+def _adapter_spec(
+    layer: nn.Linear, format: str, rank: Rank, arguments: NetworkArguments
+) -> tuple[NetworkSpec, Shape, Shape]:
+    sizes = layer.out_features, layer.in_features
+    if format == "tt":
+        shapes = shapes_of(("out_features", sizes[0]), ("in_features", sizes[1]), format, arguments)
+        return weight_spec(format, *shapes, rank), *shapes
+    shapes = ((sizes[0],), (sizes[1],))
+    if format == "tucker":
+        return weight_spec(format, *shapes, rank), *shapes
+    if format == "lora":
+        bonds = {"o": sizes[0], "i": sizes[1], "r": min(checked_size(rank, "rank"), *sizes)}
+        return NetworkSpec("lora", (("o", "r"), ("r", "i")), ("o", "i"), tuple(bonds.items()), ("B", "A")), *shapes
+    raise ArgumentError("format", f"is {format!r}; use one of {', '.join(ADAPTERS)}")
+
+
+def _without_first(spec: NetworkSpec) -> NetworkSpec:
+    """The network of all cores but the first, whose bonds become modes."""
+    cores = spec.cores[1:]
+    carried = dict.fromkeys(index for core in cores for index in core)
+    opened = [index for index in carried if index in spec.modes or index in spec.cores[0]]
+    sizes = tuple((index, spec.size(index)) for index in carried)
+    return replace(spec, cores=cores, modes=tuple(opened), sizes=sizes, core_names=spec.core_names[1:])
+
+
+def add_adapters(model: nn.Module, rules: Rules) -> list[str]:
+    """Freezes `model` and puts an adapter beside the linear layers that the rules choose, in place.
+
+    Args:
+        model: whatever holds nn.Linear.
+        rules: a pattern as in fnmatch on the names of modules, or "type:Linear" -> format, rank, alpha, dropout,
+            out_shape, in_shape, pad, as TensorizedAdapter takes them; None leaves those layers alone.
+
+    Returns:
+        The names of the adapters. Only their cores are trained: `adapter_state(model)` is what there is to save.
+
+    Raises:
+        ArgumentError: a pattern that fits no linear layer, or what an adapter refuses.
+    """
+    chosen = chosen_layers(model, rules, [nn.Linear], _KEYS)
+    adapters: dict[nn.Module, nn.Module] = {}
+    for name, layer, rule in chosen:
+        assert isinstance(layer, nn.Linear)
+        try:
+            adapters[layer] = TensorizedAdapter(layer, **rule).train(layer.training)
+        except ArgumentError as problem:
+            raise ArgumentError(name, f"{problem.argument} {problem.problem}") from None
+    model.requires_grad_(False)
+    for adapter in adapters.values():
+        assert isinstance(adapter, TensorizedAdapter)
+        adapter.network.requires_grad_(True)
+    replace_modules(model, adapters)
+    return [name for name, _, _ in chosen]
+
+
+def adapters_of(model: nn.Module) -> Mapping[str, TensorizedAdapter]:
+    """Name -> every adapter in `model`."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, TensorizedAdapter)}
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """The cores of all adapters by their names in the model's state_dict; `load_state_dict(..., strict=False)` reads
+    it."""
+    names = [f"{name}.network." if name else "network." for name in adapters_of(model)]
+    return {key: value for key, value in model.state_dict().items() if key.startswith(tuple(names))}
+
+
+def remove_adapters(model: nn.Module, *, merge: bool = True) -> nn.Module:
+    """Puts the layers back in the places of their adapters, with what those have learnt (`merge`) or as they were."""
+    layers: dict[nn.Module, nn.Module] = {}
+    for adapter in adapters_of(model).values():
+        if merge:
+            adapter.merge()
+        else:
+            adapter.unmerge()
+        layers[adapter] = adapter.layer
+    replace_modules(model, layers)
+    return model
