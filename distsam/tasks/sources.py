@@ -8,6 +8,7 @@ import numpy as np
 
 from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries, Origin, check_memory, entries_from_dense
+from distsam.tasks.labelled import Labelled, labelled
 from distsam.tensornet.equation import check_sizes, read_equation
 
 _TENSORLY_LOADERS = {
@@ -31,6 +32,17 @@ def load_bundled(source: str) -> Entries:
     if source not in BUNDLED:
         raise ArgumentError("source", f"{source!r} is unknown; {_suggestion(source)}")
     return entries_from_dense(_load_from_tensorly(source), name=source, origin=Origin("source", source))
+
+
+def indian_pines_pixels() -> Labelled:
+    """The 10,249 pixels of the Indian Pines scene whose ground cover is known: 200 bands each, 16 classes."""
+    from tensorly import datasets, to_numpy
+
+    scene = datasets.load_indian_pines()
+    spectra = np.array(to_numpy(scene.tensor), dtype=np.float64)
+    cover = np.array(scene.ticks[0]).reshape(-1).astype(np.int64)  # where one would look for names of a mode
+    is_known = cover > 0
+    return labelled(spectra.reshape(len(cover), -1)[is_known], cover[is_known] - 1, "indian_pines")
 
 
 def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed: int = 0) -> Entries:

@@ -61,6 +61,19 @@ def load_target(target: str, context: TaskContext, arguments: Mapping[str, Any] 
     return cast(Task, _UsersTask(target, task))
 
 
+def call_target(target: str, arguments: Mapping[str, Any]) -> Any:
+    """What the user's factory makes: `factory(**arguments)`; the module is found as by `load_target`.
+
+    Raises:
+        ArgumentError: about "target" or "arguments", as `load_target`.
+        UserCodeError: the user's code raised.
+    """
+    factory = _find(target)
+    _check_arguments(target, factory, (), dict(arguments))
+    with users_code(target):
+        return factory(**arguments)
+
+
 @contextmanager
 def users_code(what: str) -> Iterator[None]:
     """Exceptions from within become a UserCodeError with the user's frames alone.
@@ -151,7 +164,7 @@ def _find(target: str) -> Callable[..., Any]:
             raise ArgumentError("target", f"{target}: {getattr(found, '__name__', found)!r} has no {name!r}{hint}")
         found = getattr(found, name)
     if not callable(found):
-        raise ArgumentError("target", f"{target} is {_shown(found)}; it must be a function that makes a task")
+        raise ArgumentError("target", f"{target} is {_shown(found)}; it must be a function")
     return cast(Callable[..., Any], found)
 
 
@@ -173,19 +186,28 @@ def _import(target: str, module_name: str) -> Any:
 
 
 def _check_call(target: str, factory: Callable[..., Any], context: TaskContext, arguments: dict[str, Any]) -> None:
+    try:
+        inspect.signature(factory).bind_partial(context)
+    except TypeError:
+        signature = inspect.signature(factory)
+        raise ArgumentError("target", f"{target}{signature} takes no context; it must take it first") from None
+    except ValueError:
+        pass  # some callables in C tell no signature
+    _check_arguments(target, factory, (context,), arguments)
+
+
+def _check_arguments(
+    target: str, factory: Callable[..., Any], first: tuple[Any, ...], arguments: dict[str, Any]
+) -> None:
     unusable = [name for name in arguments if not isinstance(name, str)]
     if unusable:
         raise ArgumentError("arguments", f"has the name {unusable[0]!r}; every name must be a text")
     try:
         signature = inspect.signature(factory)
     except ValueError:
-        return  # some callables in C tell no signature
+        return
     try:
-        signature.bind_partial(context)
-    except TypeError:
-        raise ArgumentError("target", f"{target}{signature} takes no context; it must take it first") from None
-    try:
-        signature.bind(context, **arguments)
+        signature.bind(*first, **arguments)
     except TypeError as error:
         raise ArgumentError("arguments", f"{error}; {target} takes {signature}") from None
 

@@ -52,7 +52,7 @@ class RunKeys(Section):
 class TaskKeys(Section):
     """What is learnt."""
 
-    kind: str = Field(default="completion", description="completion, or target for a task of your own.")
+    kind: str = Field(default="completion", description="completion, classification, or target for your own.")
 
 
 class OptimKeys(Section):
@@ -186,11 +186,20 @@ def task_of(raw: Mapping[str, Any]) -> dict[str, Any]:
     return dict(task) if isinstance(task, Mapping) else {}
 
 
+def _with_target(content: Any, form: SectionForm | None) -> Any:
+    """A section that has a target and names no part chooses the part of that word, where there is one."""
+    if form is None or not isinstance(content, Mapping) or content.get("target") is None:
+        return content
+    choosers = [seam.key for seam in form.seams if "target" in seam.parts and seam.key not in content]
+    return {**content, **dict.fromkeys(choosers, "target")}
+
+
 def validate(raw: dict[str, Any]) -> Config:
     """The typed config, or an InputError that names the first wrong key, unknown keys before others."""
     if isinstance(raw.get("task"), Mapping):
         raw = {**raw, "task": task_of(raw)}
     forms = section_forms(raw)
+    raw = {name: _with_target(content, forms.get(name)) for name, content in raw.items()}
     _check_task(raw, forms)
     fields: dict[str, Any] = {}
     for name, form in forms.items():

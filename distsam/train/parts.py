@@ -6,6 +6,7 @@ A newcomer registers with one call, from anywhere, before the config is read:
 
 from functools import partial
 
+from distsam.train import classification_parts as classification
 from distsam.train import completion_auto, completion_search
 from distsam.train import completion_parts as completion
 from distsam.train import engine_parts as engines
@@ -21,6 +22,10 @@ TASKS: Seam[TaskPart] = Seam("task", "kind")
 SOURCES: Seam[Part] = Seam("data", "source")
 # build(network section, shape of the data) -> NetworkSpec
 FORMATS: Seam[Part] = Seam("network", "format")
+# build(data section) -> Labelled
+CLASS_SOURCES: Seam[Part] = Seam("data", "source")
+# build(model section, shape of an input, number of classes) -> nn.Module
+MODELS: Seam[Part] = Seam("model", "kind")
 # build(optim section, parameters) -> torch Optimizer
 BASES: Seam[Part] = Seam("optim", "base")
 # build(optim section, optimizer inside, networks) -> Wrapper
@@ -99,6 +104,32 @@ TASKS.add(
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
         refit=completion.refit_keys,
+    )
+)
+CLASS_SOURCES.add(Part("npz", classification.NpzKeys, classification.build_npz))
+CLASS_SOURCES.add(Part("digits", classification.InstalledKeys, classification.build_digits))
+CLASS_SOURCES.add(Part("indian_pines", classification.InstalledKeys, classification.build_indian_pines))
+CLASS_SOURCES.add(Part("target", classification.TargetKeys, classification.build_target_data))
+
+MODELS.add(Part("mlp", classification.MLPKeys, classification.build_mlp))
+MODELS.add(Part("resnet20", classification.ResNetKeys, classification.build_resnet))
+MODELS.add(Part("resnet32", classification.ResNetKeys, classification.build_resnet))
+MODELS.add(Part("transformer", classification.TransformerKeys, classification.build_transformer))
+MODELS.add(Part("target", classification.TargetKeys, classification.build_target_model))
+
+TASKS.add(
+    TaskPart(
+        "classification",
+        classification.ClassificationKeys,
+        partial(classification.build_task, CLASS_SOURCES, MODELS),
+        sections=(
+            SectionForm("data", classification.DataKeys, (CLASS_SOURCES,)),
+            SectionForm("model", classification.ModelKeys, (MODELS,)),
+        ),
+        adds={"train": classification.ClassificationTrainKeys},
+        check=classification.check_task,
+        origin=classification.origin,
+        arguments={"batch_size": "train.batch_size", "accumulate": "train.accumulate", "heldout": "data.heldout"},
     )
 )
 TASKS.add(

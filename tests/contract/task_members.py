@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 import distsam
 from distsam import Goal, TaskContext
+from distsam.tasks.classification import ClassificationTask
 from distsam.tasks.completion import CompletionTask
 from distsam.tasks.entries import entries_from_dense
+from distsam.tasks.labelled import HELDOUT, TRAIN, VALIDATION, labelled
 from distsam.tasks.metrics import FitMetric
 from distsam.tasks.sampler import Sampler, nth_part
 from distsam.tasks.split import split_entries
@@ -86,7 +88,22 @@ class UsersTask:
         return torch.from_numpy(self.indices[positions]), values
 
 
+def classification(context: TaskContext, batch_size: int | None = None, shift: float = 0.0) -> Task:
+    """101 training examples of seven classes, of which a multilayer perceptron with tensorized layers learns."""
+    rng = np.random.default_rng(6)
+    inputs = rng.normal(size=(141, 12)) + shift
+    examples = labelled(inputs, np.arange(141) % 7, "contract")
+    part = np.repeat([TRAIN, VALIDATION, HELDOUT], [101, 20, 20])
+
+    def make_model(shape: tuple[int, ...], num_classes: int) -> nn.Module:
+        hidden = distsam.TensorizedLinear(12, 16, rank=2)
+        return nn.Sequential(hidden, nn.ReLU(), nn.Linear(16, num_classes))
+
+    return ClassificationTask(context, examples, part, make_model, batch_size=batch_size, label_noise=0.1)
+
+
 TASKS: dict[str, Make] = {
+    "classification": classification,
     "completion": completion,
     "completion of sums": completion_of_sums,
     "a user's task": UsersTask,

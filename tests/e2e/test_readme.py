@@ -69,7 +69,11 @@ def test_the_loop_of_ones_own_runs() -> None:
 
 
 def test_every_key_that_is_named_is_one() -> None:
-    known = {key for task in ({}, {"target": "a:b"}) for key in all_keys(section_forms({"task": task}))}
+    known = {
+        key
+        for task in ({}, {"target": "a:b"}, {"kind": "classification"})
+        for key in all_keys(section_forms({"task": task}))
+    }
     sections = "|".join(sorted({key.partition(".")[0] for key in known}))
     named = set(re.findall(rf"`(?:[^`]*\s)?((?:{sections})\.[a-z_]+)(?==|`|\s)", README))
     assert len(named) > 30

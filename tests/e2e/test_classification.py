@@ -1,0 +1,104 @@
+"""Classification by the command line: trained, resumed, alike on two ranks, its mistakes in one line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from command_line import alone, assert_same_weights, invoke, on_two_ranks, run, timeless
+
+CONFIG = """
+task: {kind: classification}
+data: {source: npz, path: data.npz, heldout: 0.25, validation: 0.2}
+model: {kind: mlp, widths: [16, 16], tensorize: {"type:Linear": {format: tt, rank: 2}}}
+optim: {method: sam+das, base: adam, lr: 0.01, alpha: 0.01, rho: 0.05}
+train: {steps: 40, batch_size: 24, log_every: 10, checkpoint_every: 20, num_threads: 1, precision: float64}
+"""
+
+OWN = """
+task: {kind: classification}
+data: {target: "mine:data", arguments: {num: 200}}
+model: {target: "mine:model", arguments: {width: 16}}
+optim: {method: sam, base: adam, lr: 0.05, rho: 0.05}
+train: {steps: 60, log_every: 20}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three clouds of points in 12 dimensions, far enough apart to be told."""
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    classes = np.arange(240) % 3
+    centres = 2 * draw.normal(size=(3, 12))
+    np.savez("data.npz", X=centres[classes] + draw.normal(size=(240, 12)), y=classes)
+    path = tmp_path / "classes.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def summary_of(folder: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(Path(folder, "summary.json").read_text())
+    return content
+
+
+def test_a_run_learns_shows_each_networks_balance_and_is_evaluated(config: Path) -> None:
+    done = invoke("train", config, "run.dir=run", "train.steps=150")
+    assert done.exit_code == 0, done.output
+    assert "3 classes of inputs of 12; 144 training, 36 validation, 60 held-out examples" in done.output
+    summary = summary_of("run")
+    assert summary["heldout/accuracy"] > 0.9
+    assert summary["heldout/top5"] is None
+    assert list(summary["networks"]) == ["1.network", "4.network", "7.network"]
+    assert {"balance/1.network/norm_deviation", "heldout/ece", "heldout/loss"} <= set(summary)
+    evaluated = invoke("evaluate", "run")
+    assert evaluated.exit_code == 0, evaluated.output
+    assert f"{summary['heldout/accuracy']:.4g}" in evaluated.output
+
+
+def test_a_run_in_two_parts_and_on_two_ranks_is_the_same_run(config: Path) -> None:
+    assert invoke("train", config, "run.dir=whole").exit_code == 0
+    assert invoke("train", config, "run.dir=parts", "train.steps=20").exit_code == 0
+    assert invoke("train", config, "run.dir=parts", "train.resume=auto").exit_code == 0
+    assert_same_weights(Path("whole"), Path("parts"))
+    assert timeless(Path("whole")) == timeless(Path("parts"))
+    done = run(on_two_ranks("train", config, "run.dir=two", "sharding.plan=fsdp"))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(Path("whole"), Path("two"), tolerance=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.path=nix.npz"], "nix.npz: no such file"),
+        (["data.num_classes=2"], "y has class 2, and num_classes is 2; it must be at least 3"),
+        (["model.tensorize={lin*: {rank: 2}}"], "model.tensorize[lin*]: fits no layer; there are 1, 4, 7"),
+        (["model.kind=resnet20", "model.widths=null"], "resnet20, for images; these inputs"),
+        (["data.target=math:sqrt", "data.path=null"], "data.source"),
+        (["data.label_noise=1.5"], "data.label_noise"),
+        (["train.batch_size=500"], "train.batch_size: is 500; it must be 1 to 144"),
+        (["data.observed=0.5"], "data.observed"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(config: Path, overrides: list[str], message: str) -> None:
+    done = invoke("train", config, "run.dir=run", *overrides)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert done.output.strip().count("\n") == 0
+    assert not Path("run").exists()
+
+
+def test_the_users_own_data_and_model_are_taken(config: Path) -> None:
+    Path("mine.py").write_text(
+        "import numpy as np, torch\n"
+        "def data(num):\n"
+        "    y = np.arange(num) % 2\n"
+        "    return np.stack([y, 1 - y], 1) + 0.1 * np.random.default_rng(0).normal(size=(num, 2)), y\n"
+        "def model(width):\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(2, width), torch.nn.ReLU(), torch.nn.Linear(width, 2))\n"
+    )
+    config.write_text(OWN)
+    done = run(alone("train", config, "run.dir=run"))
+    assert done.returncode == 0, done.stderr
+    assert summary_of("run")["heldout/accuracy"] == 1
