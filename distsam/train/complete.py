@@ -168,7 +168,7 @@ def _evaluated_every(num_known: int) -> int:
     """
     from distsam.tasks.auto import batch_for
 
-    batch = batch_for(num_known) or num_known
+    batch = batch_for(num_known) or max(1, num_known)
     steps = num_known / (0.1 * 3 * batch)
     return min(_RARELY, max(_OFTEN, _OFTEN * round(steps / _OFTEN)))
 

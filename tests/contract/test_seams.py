@@ -16,7 +16,7 @@ from distsam.runs.rows import read_rows
 from distsam.train.checkpoint_reader import load_tensors, tensor_shapes
 
 NEWCOMERS = Path(__file__).parent / "newcomers"
-LIMIT_S = 120
+LIMIT_S = 300
 CONFIG = """
 task: {kind: waves, bond_dim: 3}
 optim: {method: friendly, radius: 0.05, base: sgd, momentum: 0.9, lr: 0.02, schedule: cosine}

@@ -132,7 +132,7 @@ def test_two_ranks_have_the_number_of_one(tmp_path: Path, plan: str) -> None:
     assert_same_weights(alone, tmp_path / "two", tolerance=1e-12)
 
 
-@pytest.mark.parametrize("stage", [1, 3])
+@pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_deepspeed_has_the_number_of_torch(tmp_path: Path, stage: int) -> None:
     pytest.importorskip("deepspeed")
     single = ["network.dtype=float32", *AUTO]
