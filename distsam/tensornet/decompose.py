@@ -105,8 +105,7 @@ def _decompose_tucker(array: np.ndarray, present: np.ndarray, spec: NetworkSpec,
 
 def _decompose_tt(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
-    svd = _svd_for(spec.shape, ranks)
-    cores = tensor_train(_filled_with_mean(array, present), ranks, svd=svd, random_state=generator)
+    cores = _train(_filled_with_mean(array, present), ranks, generator)
     return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
 
 
@@ -117,22 +116,23 @@ def _decompose_tt_matrix(array: np.ndarray, present: np.ndarray, spec: NetworkSp
     paired = np.transpose(_filled_with_mean(array, present), [n for k in range(num) for n in (k, num + k)])
     ranks = [1, *(spec.size(bond) for bond in spec.bonds), 1]
     merged = paired.reshape([shape[k] * shape[num + k] for k in range(num)])
-    cores = tensor_train(merged, ranks, svd=_svd_for(merged.shape, ranks), random_state=generator)
+    cores = _train(merged, ranks, generator)
     return [core.reshape(shape) for core, shape in zip(cores, spec.core_shapes, strict=True)]
 
 
-def _svd_for(shape: Sequence[int], ranks: Sequence[int]) -> str:
-    """Which of tensorly's: where few values of a large matrix are wanted, a randomized one takes a fraction."""
+def _train(array: np.ndarray, ranks: Sequence[int], generator: RandomState) -> Arrays:
+    """Cores (b_k, I_k, b_{k+1}) by successive SVD; where few values of a large matrix are wanted a randomized one."""
+    shape = array.shape
     sides = [min(ranks[k] * size, prod(shape[k + 1 :])) for k, size in enumerate(shape[:-1])]
     is_large = any(side > LARGE_SIDE and 4 * rank <= side for side, rank in zip(sides, ranks[1:], strict=False))
-    return "randomized_svd" if is_large else "truncated_svd"
+    svd = "randomized_svd" if is_large else "truncated_svd"
+    return list(tensor_train(array, ranks, svd=svd, random_state=generator))
 
 
 def _decompose_tr(array: np.ndarray, present: np.ndarray, spec: NetworkSpec, generator: RandomState) -> Arrays:
     lefts = [shape[0] for shape in spec.core_shapes]
     if lefts[0] == 1:  # a ring with a bond of 1 is a train, for which there is a direct way
-        filled, ranks = _filled_with_mean(array, present), [*lefts, 1]
-        return list(tensor_train(filled, ranks, svd=_svd_for(spec.shape, ranks), random_state=generator))
+        return _train(_filled_with_mean(array, present), [*lefts, 1], generator)
     # Alternating least squares: TR-SVD misses a tensor that is an exact ring by 30-40 %, and wants I_k >= b_k b_{k+1}.
     return list(tensor_ring_als(_filled_with_mean(array, present), [*lefts, lefts[0]], random_state=generator))
 

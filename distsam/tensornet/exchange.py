@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_model
 from torch import Tensor, nn
 
 from distsam.errors import ArgumentError, InputError
-from distsam.tensornet.layers.conversion import CONVERTIBLE, TensorizedLayer, shapes_of_layer, tensorized_like
+from distsam.tensornet.layers.conversion import CONVERTIBLE, TensorizedLayer, tensorized_like
 from distsam.tensornet.network import TensorNetwork
 from distsam.tensornet.rules import replace_modules
 from distsam.tensornet.spec import NetworkSpec
@@ -85,12 +85,11 @@ def _layers(model: nn.Module) -> dict[str, TensorizedLayer]:
 def _options(layer: TensorizedLayer, sharers: Mapping[TensorNetwork, list[str]]) -> dict[str, Any]:
     """What makes this layer again from the dense one in its place."""
     spec = layer.network.spec
-    out_shape, in_shape = shapes_of_layer(layer)
     options = {
         "format": spec.format,
         "rank": [spec.size(bond) for bond in spec.bonds],
-        "out_shape": list(out_shape),
-        "in_shape": list(in_shape),
+        "out_shape": list(layer.out_shape),
+        "in_shape": list(layer.in_shape),
         "pad": True,
     }
     return {**options, "shared": sharers[layer.network]} if len(sharers[layer.network]) > 1 else options

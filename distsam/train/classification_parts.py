@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.path_keys import PathKeys
 from distsam.train.seams import Field, Part, Seam, Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -23,24 +24,13 @@ class DataKeys(Section):
     num_workers: int = Field(default=0, ge=0, description="Processes that load batches ahead; 0: none.")
 
 
-class NpzKeys(Section):
+class NpzKeys(PathKeys):
     """source: npz."""
 
     path: str = Field(description="The .npz file with X (N, ...) and y (N,), classes from 0.")
     num_classes: Annotated[int, Field(ge=2)] | None = Field(
         default=None, description="Number of classes; null: the largest in y and one more."
     )
-
-
-class InstalledKeys(Section):
-    """A data set that is installed needs no further keys."""
-
-
-class TargetKeys(Section):
-    """target: a function of the user's own."""
-
-    target: str = Field(description="package.module:factory, a function of yours.")
-    arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
 
 
 class ModelKeys(Section):

@@ -9,7 +9,8 @@ from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.seams import Field, Part, Seam, Section, field_validator
+from distsam.train.path_keys import PathKeys
+from distsam.train.seams import Field, Part, Seam, Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -41,18 +42,10 @@ class InstalledKeys(Section):
     """A data set that installs with distsam needs no further keys."""
 
 
-class FileKeys(Section):
+class FileKeys(PathKeys):
     """source: file."""
 
     path: str = Field(description="The .npy or .npz file.")
-
-    @field_validator("path")
-    @classmethod
-    def _found_from_everywhere(cls, path: str) -> str:
-        try:
-            return str(Path(path).expanduser().absolute())
-        except RuntimeError:  # ~name of nobody
-            return path
 
 
 class TableKeys(FileKeys):

@@ -13,7 +13,8 @@ _SIZE = "network.size"
 _FORMAT = "network.format"
 _SIZES = Space("log", 0.005, 3.0)
 _FIRST_SIZE = 1.0
-# River levels with floods, 1,775 x 48 x 12: the entries bear a bond of 256, and one of 4 makes 30 % less error.
+# River levels with floods, 1,775 x 48 x 12, 60 % known: a search that began without it chose a bond of 256 and came to
+# an RMSE of 3.95 on hidden entries; with it, and fewer evaluations, a bond of 4 and 3.52.
 _SMALL_SIZE = 0.015
 _LARGEST_BOND = 256
 # The central core of a Tucker network grows with the power of the order.

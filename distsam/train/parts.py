@@ -107,15 +107,15 @@ TASKS.add(
     )
 )
 CLASS_SOURCES.add(Part("npz", classification.NpzKeys, classification.build_npz))
-CLASS_SOURCES.add(Part("digits", classification.InstalledKeys, classification.build_digits))
-CLASS_SOURCES.add(Part("indian_pines", classification.InstalledKeys, classification.build_indian_pines))
-CLASS_SOURCES.add(Part("target", classification.TargetKeys, classification.build_target_data))
+CLASS_SOURCES.add(Part("digits", completion.InstalledKeys, classification.build_digits))
+CLASS_SOURCES.add(Part("indian_pines", completion.InstalledKeys, classification.build_indian_pines))
+CLASS_SOURCES.add(Part("target", target.TargetKeys, classification.build_target_data))
 
 MODELS.add(Part("mlp", classification.MLPKeys, classification.build_mlp))
 MODELS.add(Part("resnet20", classification.ResNetKeys, classification.build_resnet))
 MODELS.add(Part("resnet32", classification.ResNetKeys, classification.build_resnet))
 MODELS.add(Part("transformer", classification.TransformerKeys, classification.build_transformer))
-MODELS.add(Part("target", classification.TargetKeys, classification.build_target_model))
+MODELS.add(Part("target", target.TargetKeys, classification.build_target_model))
 
 TASKS.add(
     TaskPart(

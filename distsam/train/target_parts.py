@@ -7,9 +7,9 @@ from distsam.train.seams import Field, Section
 
 
 class TargetKeys(Section):
-    """task.kind: target."""
+    """What is made by a function of the user's: a task, and the data or the model of a classification."""
 
-    target: str = Field(description="package.module:factory, a function that makes the task.")
+    target: str = Field(description="package.module:factory, a function of yours.")
     arguments: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the factory.")
 
     def check(self) -> None:

@@ -83,18 +83,10 @@ def is_lookup(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Embedding | nn.EmbeddingBag | TensorizedEmbedding)
 
 
-def shapes_of_layer(layer: TensorizedLayer) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layer's `out_shape` and `in_shape`, as it takes them."""
-    if isinstance(layer, TensorizedEmbedding):
-        return layer.row_shape, layer.dim_shape
-    return layer.out_shape, layer.in_shape
-
-
 def unfolded(layer: TensorizedLayer, weight: Tensor) -> Tensor:
     """A dense weight of this layer as the tensor of its network, with zeros where the modes reach beyond the sizes."""
     # Of a convolution the kernel's dims follow.
-    sizes = tuple(prod(shape) for shape in shapes_of_layer(layer))
-    filled = weight.new_zeros(*sizes, *weight.shape[2:])
+    filled = weight.new_zeros(prod(layer.out_shape), prod(layer.in_shape), *weight.shape[2:])
     filled[tuple(slice(size) for size in weight.shape)] = weight
     return filled.reshape(layer.network.spec.shape)
 

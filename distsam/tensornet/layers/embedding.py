@@ -51,7 +51,7 @@ class TensorizedEmbedding(nn.Module):
         sizes = ("num_embeddings", self.num_embeddings), ("embedding_dim", self.embedding_dim)
         shapes = shapes_of(*sizes, format, arguments)
         made = weight_network(shapes, format, rank, 1.0, arguments, device, dtype)
-        self.network, self.row_shape, self.dim_shape = made.network, made.out_shape, made.in_shape
+        self.network, self.out_shape, self.in_shape = made.network, made.out_shape, made.in_shape
         self._plans = plan_rows(self.network.spec, made.out_modes)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -78,8 +78,8 @@ class TensorizedEmbedding(nn.Module):
         return rows.reshape(*ids.shape, self.embedding_dim)
 
     def _rows(self, ids_B: Tensor) -> Tensor:
-        positions = _digits(ids_B, self.row_shape)
-        return self.network.rows(positions, self._plans).reshape(len(ids_B), prod(self.dim_shape))[
+        positions = _digits(ids_B, self.out_shape)
+        return self.network.rows(positions, self._plans).reshape(len(ids_B), prod(self.in_shape))[
             :, : self.embedding_dim
         ]
 
@@ -90,7 +90,7 @@ class TensorizedEmbedding(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The whole table, (num_embeddings, embedding_dim), with zeros in the row of padding_idx; differentiable."""
-        table = self.network.dense().reshape(prod(self.row_shape), prod(self.dim_shape))
+        table = self.network.dense().reshape(prod(self.out_shape), prod(self.in_shape))
         table = table[: self.num_embeddings, : self.embedding_dim]
         if self.padding_idx is None:
             return table
@@ -100,7 +100,7 @@ class TensorizedEmbedding(nn.Module):
     def extra_repr(self) -> str:
         """What `print` shows of it."""
         sizes = f"{self.num_embeddings}, {self.embedding_dim}, padding_idx={self.padding_idx}"
-        return f"{sizes}, out_shape={self.row_shape}, in_shape={self.dim_shape}"
+        return f"{sizes}, out_shape={self.out_shape}, in_shape={self.in_shape}"
 
 
 class TensorizedEmbeddingBag(TensorizedEmbedding):

@@ -288,7 +288,7 @@ def test_what_cannot_be_is_said_in_one_line(make: Any, message: str) -> None:
 
 def test_a_number_beyond_the_table_is_refused_though_the_padded_network_has_a_row_for_it() -> None:
     table = distsam.TensorizedEmbedding(101, 8, pad=True)
-    assert math.prod(table.row_shape) > 101
+    assert math.prod(table.out_shape) > 101
     for ids in ([101], [-1]):
         with pytest.raises(IndexError, match="the table has rows 0 to 100"):
             table(torch.tensor(ids))
