@@ -25,6 +25,7 @@ _PUBLIC = {
     "tensorize": "distsam.tensornet.tensorize",
     "save_tensorized": "distsam.tensornet.exchange",
     "load_tensorized": "distsam.tensornet.exchange",
+    "save_onnx": "distsam.tensornet.exchange",
     "to_quimb": "distsam.tensornet.exchange",
     "from_quimb": "distsam.tensornet.exchange",
     "densify": "distsam.tensornet.tensorize",

@@ -1,7 +1,7 @@
 """Where do the weights live? World, layout, plan, and the collectives."""
 
 from distsam.sharding.accumulate import accumulating
-from distsam.sharding.apply import shard
+from distsam.sharding.apply import place_model, shard
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
 from distsam.sharding.ownership import (
     LocalPieces,
@@ -38,6 +38,7 @@ __all__ = [
     "make_layout",
     "open_world",
     "pausable",
+    "place_model",
     "placed_like",
     "plan_named",
     "shard",

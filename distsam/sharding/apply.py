@@ -1,5 +1,7 @@
 """Put a model's weights where a plan says: FSDP2 for what is sharded, averaged gradients for what is whole."""
 
+from dataclasses import replace
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -10,7 +12,7 @@ from distsam.sharding.collectives import broadcast_from_first_, new_group, world
 from distsam.sharding.gathered import remember
 from distsam.sharding.groups import shard_groups
 from distsam.sharding.layout import ranks_along, remember_loss_weight
-from distsam.sharding.plan import Axes, ShardPlan
+from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import plan_named
 from distsam.sharding.replicate import GradientAverager
 from distsam.tensornet import as_network
@@ -28,6 +30,7 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
         mesh: over the whole world, 1-D or 2-D (replicate x shard, axes named), of any axes with a ShardPlan; in a world
             of one process None, or a mesh of one rank, leaves the model as it is.
         plan: "replicate" or "fsdp", for which every axis is a data axis, or a ShardPlan made for this mesh and model.
+            By name, parameters that are frozen (requires_grad=False) stay whole on every rank.
 
     Returns:
         The same module.
@@ -55,13 +58,26 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     if mesh is None or num_ranks == 1:
         return model
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = family.place(shapes, _axes_of(mesh)) if family is not None else plan
+    found = place_model(family, model, _axes_of(mesh)) if family is not None else plan
     assert isinstance(found, ShardPlan)
     _check_made_for(found, mesh, shapes)
     broadcast_from_first_([*(p.detach() for p in model.parameters()), *model.buffers()])
     _apply(model, mesh, found)
     remember_loss_weight(model.parameters(), mesh, found.axes, found.data_axes)
     return model
+
+
+def place_model(plan: Plan, model: nn.Module, axes: Axes) -> ShardPlan:
+    """Where `plan` puts the parameters of `model`; those that are frozen stay whole on every rank.
+
+    Raises:
+        ArgumentError: the axes can serve none of the parameters.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    trained = {name: shapes[name] for name, p in model.named_parameters() if p.requires_grad}
+    found = plan.place(trained, axes)
+    placements = {name: (None,) * len(axes) for name in shapes} | dict(found.placements)
+    return replace(found, shapes=tuple(shapes.items()), placements=tuple(placements.items()))
 
 
 def _axes_of(mesh: DeviceMesh) -> Axes:

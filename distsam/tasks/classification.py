@@ -54,7 +54,7 @@ class ClassificationTask:
             right.
         noise_seed: of the draw of wrong labels.
         standardise: shift and scale inputs by the training inputs' mean and standard deviation, of each feature, or of
-            each channel where inputs have more than one dim.
+            each channel where inputs have more than one dim; ids of tokens stay as they are.
         num_workers: processes that load batches ahead; 0 loads in this one.
 
     Raises:
@@ -82,8 +82,10 @@ class ClassificationTask:
         train = self._positions["train"]
         self._sampler = Sampler(len(train), batch_size, context)
         self._label_smoothing, self._label_noise, self._num_workers = label_smoothing, label_noise, num_workers
-        mean, std = _mean_and_std(examples.inputs[train]) if standardise else (np.float32(0), np.float32(1))
-        self._inputs = torch.from_numpy((examples.inputs - mean) / std)
+        self._inputs = torch.from_numpy(examples.inputs)
+        if standardise and self._inputs.is_floating_point():
+            mean, std = _mean_and_std(examples.inputs[train])
+            self._inputs = torch.from_numpy((examples.inputs - mean) / std)
         classes = examples.classes.copy()
         classes[train] = noisy_classes(classes[train], examples.num_classes, label_noise, noise_seed)
         self._classes = torch.from_numpy(classes)
@@ -156,8 +158,11 @@ class ClassificationTask:
         shape = " x ".join(str(size) for size in self._inputs.shape[1:])
         train, validation, heldout = (len(positions) for positions in self._positions.values())
         noise = f"; {self._label_noise:.0%} of the training labels are wrong" if self._label_noise else ""
+        classes = f"{self.examples.num_classes} classes"
+        if self.examples.names:
+            classes += f" ({', '.join(self.examples.names[:8])})"
         return (
-            f"{self.examples.num_classes} classes of inputs of {shape}; {train} training, {validation} validation, "
+            f"{classes} of inputs of {shape}; {train} training, {validation} validation, "
             f"{heldout} held-out examples{noise}"
         )
 
@@ -179,7 +184,8 @@ class ClassificationTask:
         return digest.hexdigest()
 
     def _on_device(self, inputs: Tensor) -> Tensor:
-        return inputs.to(self.context.device, self.context.dtype)
+        dtype = self.context.dtype if inputs.is_floating_point() else inputs.dtype
+        return inputs.to(self.context.device, dtype)
 
 
 class _Stream:

@@ -18,14 +18,16 @@ class Labelled:
     """N examples.
 
     Args:
-        inputs: (N, ...) float32, the same shape for each.
+        inputs: (N, ...) float32, the same shape for each; or int64, for ids of tokens.
         classes: (N,) int64, from 0 to num_classes - 1.
         num_classes: C.
+        names: of the classes; empty where they have none.
     """
 
     inputs: np.ndarray
     classes: np.ndarray
     num_classes: int
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.classes)

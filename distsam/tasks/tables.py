@@ -92,6 +92,36 @@ def read_labels(path: str | Path, modes: Sequence[Mode], argument: str = "path")
     return np.stack(columns, axis=1)
 
 
+def read_texts(path: str | Path, text: str, label: str) -> tuple[list[str], np.ndarray, tuple[Any, ...]]:
+    """Texts and their labels, a row for each.
+
+    Args:
+        path: the file; the end of its name decides how it is read.
+        text, label: the columns.
+
+    Returns:
+        N texts, (N,) int64 positions of their labels, and the labels in their order.
+
+    Raises:
+        ArgumentError: of `path`, `text` or `label`: no such file or column, or a row without a text or a label.
+    """
+    origin = Origin("path", repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
+    table = _read(file, origin, keep_text=lambda schema: [text, label])
+    for argument, name in (("text", text), ("label", label)):
+        if name not in table.column_names:
+            raise ArgumentError(
+                argument, f"{name!r} is no column of {origin.place}; it has {_listed(table.column_names)}"
+            )
+    column = table.column(text)
+    if not pa.types.is_string(column.type) and not pa.types.is_large_string(column.type):
+        raise ArgumentError("text", f"column {text!r} of {origin.place} holds {column.type}; it must be text")
+    empty = np.flatnonzero(pc.equal(pc.utf8_length(pc.fill_null(column, "")), 0).to_numpy()) + 1
+    if len(empty):
+        raise origin.error(f"column {text!r} has no text in {_rows(empty)}")
+    return (column.to_pylist(), *_encoded(table.column(label), label, origin))
+
+
 def labelled_table(modes: Sequence[Mode], indices: np.ndarray, more: Mapping[str, Any]) -> Any:
     """A pyarrow Table with a row for each entry: its labels, then the columns `more`, name -> (N,)."""
     columns: dict[str, Any] = {}

@@ -1,7 +1,9 @@
 """Small trainable networks beside frozen linear layers: LoRA's pair, FLoRA's Tucker, LoRETTA's train."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from math import prod
 from typing import Unpack
 
@@ -174,6 +176,39 @@ def add_adapters(model: nn.Module, rules: Rules) -> list[str]:
         adapter.network.requires_grad_(True)
     replace_modules(model, adapters)
     return [name for name, _, _ in chosen]
+
+
+def train_part(model: nn.Module, rules: Rules, patterns: Sequence[str] | None = None) -> None:
+    """Freezes `model` but for adapters, which it gets by `rules`, and the parameters that `patterns` name, in place.
+
+    Args:
+        model: whatever holds nn.Linear.
+        rules: as of `add_adapters`; none are added where it is empty.
+        patterns: as in fnmatch on the names of parameters; None: those of the last linear layer, which classifies,
+            unless it has an adapter.
+
+    Raises:
+        ArgumentError: of `trained`: a pattern that fits no parameter, or nothing to train; or as `add_adapters`.
+    """
+    if patterns is None:
+        linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        chosen = {name for name, _, _ in chosen_layers(model, rules, [nn.Linear], _KEYS)}
+        patterns = [f"{name}.*" for name in linear[-1:] if name not in chosen]
+    names = [name for name, _ in model.named_parameters()]
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=5, cutoff=0.3) or names[-5:]
+            raise ArgumentError("trained", f"{pattern!r} fits no parameter; there are {', '.join(near)}")
+    model.requires_grad_(False)
+    for name, param in model.named_parameters():
+        param.requires_grad_(any(fnmatchcase(name, pattern) for pattern in patterns))
+    trained = [param for param in model.parameters() if param.requires_grad]
+    if rules:
+        add_adapters(model, rules)
+    for param in trained:
+        param.requires_grad_(True)
+    if not any(param.requires_grad for param in model.parameters()):
+        raise ArgumentError("trained", f"is {list(patterns)}, and there are no adapters: nothing would be trained")
 
 
 def adapters_of(model: nn.Module) -> Mapping[str, TensorizedAdapter]:

@@ -1,6 +1,8 @@
 """Tensorized models as files, and networks as objects of other packages."""
 
+import copy
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from distsam.tensornet.layers.conversion import CONVERTIBLE, TensorizedLayer, te
 from distsam.tensornet.network import TensorNetwork
 from distsam.tensornet.rules import replace_modules
 from distsam.tensornet.spec import NetworkSpec
+from distsam.tensornet.tensorize import densify
 
 # The key of the file's metadata under which the networks stand, as JSON: name -> what `tensorized_like` takes.
 METADATA = "distsam.networks"
@@ -76,6 +79,38 @@ def load_tensorized(model: nn.Module, path: str | Path) -> nn.Module:
             raise InputError(f"{path}: {name} {problem}: give the model that was tensorized")
     model.load_state_dict(own)
     return model
+
+
+def save_onnx(model: nn.Module, path: str | Path, example: tuple[Tensor, ...]) -> None:
+    """Writes `model` with dense layers as ONNX, for programs without torch; needs `distsam[onnx]`.
+
+    Args:
+        model: whole, not sharded; it stays as it is, and its copy is in evaluation mode.
+        path: of the file; an existing one is replaced.
+        example: inputs of the model; the first dim of each is the batch, which may be any size later: give 2 or more.
+
+    Raises:
+        ArgumentError: of `path`: onnx is not installed; of `model`: torch cannot export it.
+        InputError: it cannot be written.
+    """
+    dense = densify(copy.deepcopy(model)).eval()
+    batch = torch.export.Dim("batch")
+    try:
+        with warnings.catch_warnings():
+            # Of torch's exporter about itself.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                dense, example, dynamo=True, verbose=False, dynamic_shapes=tuple({0: batch} for _ in example)
+            )
+        assert program is not None
+        program.save(str(path))
+    except ImportError as error:
+        raise ArgumentError("path", f"onnx is not there ({error}); pip install 'distsam[onnx]'") from None
+    except torch.onnx.errors.OnnxExporterError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ArgumentError("model", f"cannot be exported by torch: {reason}") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error}") from None
 
 
 def _layers(model: nn.Module) -> dict[str, TensorizedLayer]:

@@ -14,7 +14,7 @@ from distsam.engine import Engine, Schedule
 from distsam.errors import InputError
 from distsam.optim import Plain, Wrapper
 from distsam.runs.folder import RunFolder
-from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, shard
+from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, place_model, shard
 from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks
@@ -22,6 +22,7 @@ from distsam.train import parts
 from distsam.train.agreement import agreed
 from distsam.train.auto_values import auto_values
 from distsam.train.config import Config
+from distsam.train.frozen import frozen_identity
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.settled import with_values
 
@@ -32,6 +33,8 @@ class RunParts:
 
     Args:
         auto: the numbers that stand in place of auto, by key of the optim section.
+        num_trained: parameters that are not frozen.
+        frozen: what `frozen_identity` gave.
     """
 
     layout: Layout
@@ -41,6 +44,8 @@ class RunParts:
     coordinator: BalanceCoordinator
     engine: Engine
     auto: Mapping[str, float] = field(default_factory=dict)
+    num_trained: int = 0
+    frozen: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def rank(self) -> int:
@@ -139,11 +144,8 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     # While it is whole on every rank: its norms are known without a collective.
     auto = auto_values(config, model, folder)
     config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    with arguments_as_keys("sharding"):
-        plan = build_plan(config).place(shapes, layout.axes)
-        if parts.ENGINES.chosen(config.engine).plan is None:
-            shard(model, layout.mesh, plan)
+    num_trained, frozen = sum(p.numel() for p in model.parameters() if p.requires_grad), frozen_identity(model)
+    plan = _placed(config, model, layout)
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
         # The run says so itself, once and not on every rank.
@@ -157,7 +159,18 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
         clip_norm=config.optim.clip_norm,
         schedules=list(_schedules(config, optimizer)),
     )
-    return RunParts(layout, task, model, plan, coordinator, engine, auto)
+    return RunParts(layout, task, model, plan, coordinator, engine, auto, num_trained, frozen)
+
+
+def _placed(config: Config, model: nn.Module, layout: Layout) -> ShardPlan:
+    """Where the weights live; they are there now, unless the engine puts them there."""
+    with arguments_as_keys("sharding"):
+        if parts.ENGINES.chosen(config.engine).plan is not None:
+            shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+            return build_plan(config).place(shapes, layout.axes)
+        plan = place_model(build_plan(config), model, layout.axes)
+        shard(model, layout.mesh, plan)
+    return plan
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from distsam.errors import ArgumentError, InputError
 from distsam.train.keys_of_arguments import arguments_as_keys
-from distsam.train.path_keys import PathKeys
-from distsam.train.seams import Field, Part, Seam, Section
+from distsam.train.path_keys import PathKeys, absolute
+from distsam.train.seams import Field, Part, Seam, Section, field_validator
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -37,9 +37,21 @@ class ModelKeys(Section):
     """What classifies."""
 
     kind: str = Field(default="mlp", description="mlp, resnet20, resnet32, transformer, or target for your own.")
-    tensorize: dict[str, dict[str, Any] | None] = Field(
-        default_factory=dict,
-        description="Name pattern or type:Linear -> format, rank: layers that become tensor networks.",
+    tensorize: dict[str, dict[str, Any] | None] | None = Field(
+        default=None,
+        description="Name pattern or type:Linear -> format, rank: layers that become tensor networks; null: none.",
+    )
+    fit: bool = Field(
+        default=False, description="Those layers start at their weights, of a pretrained model; false: anew."
+    )
+    adapters: dict[str, dict[str, Any] | None] | None = Field(
+        default=None,
+        description="Name pattern or type:Linear -> format (lora, tucker, tt), rank: all else is frozen; null: none.",
+    )
+    trained: list[str] | None = Field(
+        default=None,
+        description="Patterns of parameters that are trained beside adapters, or alone; null: the last linear layer "
+        "beside adapters, else all.",
     )
 
 
@@ -65,6 +77,24 @@ class TransformerKeys(Section):
     depth: PositiveInt = Field(default=2, description="Encoder blocks.")
     token: PositiveInt = Field(default=8, description="Numbers of a vector that make a token.")
     dropout: Share = Field(default=0.0, description="Share of attention that training drops.")
+
+
+class TextKeys(PathKeys):
+    """source: text."""
+
+    path: str = Field(description="A CSV, Parquet or Feather file with a row for each text.")
+    text: str = Field(default="text", description="Its column of texts.")
+    label: str = Field(default="label", description="Its column of labels.")
+    tokenizer: str = Field(description="Folder of the saved model whose tokenizer cuts the texts.")
+    max_length: Annotated[int, Field(ge=2)] = Field(default=64, description="Tokens after which a text is cut.")
+
+    _absolute_too = field_validator("tokenizer")(absolute)
+
+
+class PretrainedKeys(PathKeys):
+    """kind: pretrained."""
+
+    path: str = Field(description="Folder of an encoder, as Hugging Face's transformers saves it.")
 
 
 class ClassificationKeys(Section):
@@ -106,7 +136,12 @@ def build_task(sources: Seam[Part], models: Seam[Part], config: Any, context: An
             if model.tensorize:
                 from distsam.tensornet.tensorize import tensorize
 
-                tensorize(made, model.tensorize, fit=False)
+                tensorize(made, model.tensorize, fit=model.fit)
+        with arguments_as_keys("model", rules="model.adapters"):
+            if model.adapters or model.trained is not None:
+                from distsam.tensornet.adapters import train_part
+
+                train_part(made, model.adapters or {}, model.trained)
         return made
 
     return ClassificationTask(
@@ -158,6 +193,13 @@ def build_indian_pines(data: Any) -> Any:
     return indian_pines_pixels()
 
 
+def build_text(data: Any) -> Any:
+    """The texts of data.path as ids of tokens."""
+    from distsam.tasks.pretrained import read_sentences
+
+    return read_sentences(data.path, data.text, data.label, data.tokenizer, data.max_length)
+
+
 def build_target_data(data: Any) -> Any:
     """The (X, y) that data.target returns."""
     from distsam.tasks.labelled import labelled
@@ -189,6 +231,13 @@ def build_transformer(model: Any, shape: tuple[int, ...], num_classes: int) -> A
     from distsam.tasks.models import Transformer
 
     return Transformer(shape, num_classes, model.width, model.heads, model.depth, model.token, model.dropout)
+
+
+def build_pretrained(model: Any, shape: tuple[int, ...], num_classes: int) -> Any:
+    """model.kind=pretrained."""
+    from distsam.tasks.pretrained import SentenceClassifier
+
+    return SentenceClassifier(model.path, num_classes)
 
 
 def build_target_model(model: Any, shape: tuple[int, ...], num_classes: int) -> Any:

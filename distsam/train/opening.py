@@ -11,8 +11,9 @@ from distsam.train.config import Config, unused_keys
 def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> str:
     """One line: what is learnt, optimizer, plan, ranks; `more`, unless empty; and where a resume begins."""
     ranks, optim = run.layout.world.world_size, config.optim
+    trained = f"{run.num_trained:,} of {run.num_parameters:,} parameters trained" if run.frozen else ""
     says = [
-        describe(run.task),
+        *filter(None, (describe(run.task), trained)),
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]

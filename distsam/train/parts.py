@@ -109,12 +109,14 @@ TASKS.add(
 CLASS_SOURCES.add(Part("npz", classification.NpzKeys, classification.build_npz))
 CLASS_SOURCES.add(Part("digits", completion.InstalledKeys, classification.build_digits))
 CLASS_SOURCES.add(Part("indian_pines", completion.InstalledKeys, classification.build_indian_pines))
+CLASS_SOURCES.add(Part("text", classification.TextKeys, classification.build_text))
 CLASS_SOURCES.add(Part("target", target.TargetKeys, classification.build_target_data))
 
 MODELS.add(Part("mlp", classification.MLPKeys, classification.build_mlp))
 MODELS.add(Part("resnet20", classification.ResNetKeys, classification.build_resnet))
 MODELS.add(Part("resnet32", classification.ResNetKeys, classification.build_resnet))
 MODELS.add(Part("transformer", classification.TransformerKeys, classification.build_transformer))
+MODELS.add(Part("pretrained", classification.PretrainedKeys, classification.build_pretrained))
 MODELS.add(Part("target", target.TargetKeys, classification.build_target_model))
 
 TASKS.add(

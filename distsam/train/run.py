@@ -126,6 +126,14 @@ def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, lock
     return run
 
 
+# What a checkpoint is of where a digest in it differs.
+_OTHER = {
+    "data_sha256": "other data",
+    "fingerprint": "another model",
+    "frozen_sha256": "a model with other frozen weights",
+}
+
+
 class _Run:
     """A run under way: its parts, its state and its folder; `note` goes into its first line."""
 
@@ -144,7 +152,7 @@ class _Run:
         self.folder = folder
         self.parts = run
         self.is_first = run.rank == 0
-        self.identity = identity
+        self.identity = {**identity, **run.frozen}
         self.checkpointer = Checkpointer(folder.checkpoints, config.train.keep_checkpoints, run.rank, self._has_folder)
         self.state = RunState(BestWeights(run.task.goal))
         self._resume()
@@ -291,8 +299,8 @@ class _Run:
         """The state in `checkpoint`, which must be of this training and not beyond its end."""
         saved = read_state(checkpoint, counters=self.parts.engine.counters())
         for name, value in self.identity.items():
-            if saved[name] != value:
-                what = "other data" if name == "data_sha256" else "another model"
+            if saved.get(name) != value:
+                what = _OTHER[name]
                 raise InputError(f"{checkpoint}: is a checkpoint of {what}; choose another run.dir")
         if saved["step"] > self.config.train.steps:
             raise InputError(

@@ -19,8 +19,8 @@ from distsam.train.keys_of_arguments import arguments_as_keys
 # else. Steps, cadences, sharding, trackers and the numbers of the optimizer may change between the parts of one run.
 _DEFINING_KEYS = ("run.seed", "optim.method", "optim.base", "train.precision")
 
-# Not where the data lie: that they are the same, their sha256 says.
-MOVABLE_KEYS = ("data.path",)
+# Not where data and a pretrained model lie: that they are the same, their sha256 says.
+MOVABLE_KEYS = ("data.path", "data.tokenizer", "model.path")
 
 
 def check_folder(folder: RunFolder, config: Config) -> None:

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from distsam.train.build import build_model, build_task
 from distsam.train.checkpoint_reader import load_tensors, read_state, tensor_shapes
 from distsam.train.config import Config
 from distsam.train.config_file import load_config, read_yaml
+from distsam.train.frozen import FROZEN, frozen_identity
 from distsam.train.loop import evaluated
 from distsam.train.refit import REFIT
 from distsam.train.run_state import BEST, MODEL
@@ -62,17 +64,16 @@ def open_run(run_dir: str | Path, overrides: Sequence[str] = ()) -> SavedRun:
             "the file as it was"
         )
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
-    try:
+    with _saying_what_moved(config):
         task = build_task(config, Layout.alone("cuda" if use_gpu else "cpu"))
-    except InputError as error:
-        path = getattr(getattr(config, "data", None), "path", None)
-        if path is None or Path(path).exists():
-            raise
-        raise InputError(
-            f"{error}; {' or '.join(f'{key}=FILE' for key in MOVABLE_KEYS)} says where it lies now"
-        ) from None
     _check_data(config, task, state["data_sha256"], folder)
-    model = build_model(config, task)
+    with _saying_what_moved(config):
+        model = build_model(config, task)
+    if frozen_identity(model).get(FROZEN) != state.get(FROZEN):
+        raise InputError(
+            f"{folder.path}: the model's frozen weights are not those that it was trained with, and no checkpoint "
+            "holds those; give back the model of that run"
+        )
     prefix = best_prefix(tensor_shapes(checkpoint), state)
     load_tensors(checkpoint, {prefix + name: tensor for name, tensor in model_tensors(model).items()})
     model.eval()
@@ -122,6 +123,20 @@ def _moved(folder: RunFolder) -> list[str]:
         return []
     beside = (place / Path(path).name for place in (folder.path.absolute().parent, folder.path.absolute()))
     return [f"data.path={json.dumps(str(found))}" for found in beside if found.is_file()][:1]
+
+
+@contextmanager
+def _saying_what_moved(config: Config) -> Iterator[None]:
+    """Adds to an InputError which key says where a file lies now, if it is no longer where it was."""
+    try:
+        yield
+    except InputError as error:
+        for key in MOVABLE_KEYS:
+            section, _, name = key.partition(".")
+            path = getattr(getattr(config, section, None), name, None)
+            if path is not None and not Path(path).exists():
+                raise InputError(f"{error}; {key}=FILE says where it lies now") from None
+        raise
 
 
 def _newest(folder: RunFolder) -> Path:

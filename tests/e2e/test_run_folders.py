@@ -69,7 +69,7 @@ def test_a_run_that_was_moved_with_its_data_goes_on(tmp_path: Path) -> None:
     assert again.stdout == scores.stdout
     result = invoke("evaluate", after / "run", "optim.lr=1")
     assert result.exit_code == 2
-    assert "optim.lr=1: cannot be changed now; only data.path can" in result.stderr
+    assert "optim.lr=1: cannot be changed now; only data.path, data.tokenizer, model.path can" in result.stderr
     moved = [f"run.dir={after}/run", *from_file(tmp_path / "elsewhere.npy"), "train.resume=auto"]
     result = invoke("train", config, "train.steps=20", *moved)
     assert "resumed after step 10" in result.stdout, result.output

@@ -34,6 +34,7 @@ ROOMS_BELOW = {
 ONE_IMPORTER = (
     "deepspeed",
     "wandb",
+    "transformers",
     "wandb_workspaces",
     "tensorboard",
     "xarray",

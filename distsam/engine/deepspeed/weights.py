@@ -29,6 +29,8 @@ class CutWeights:
         """Name -> copy of a parameter, cut along its first dim, or buffer. Collectives: an all_reduce a parameter."""
         found = model_tensors(self._model)
         for name, param in parameters_of(self._model).items():
+            if name not in found:
+                continue  # frozen
             start, _ = library.bounds(param)
             whole = put_together(library.cut_weights(param), start, library.shape_of(param))
             found[name] = spread(whole, self._mesh)

@@ -66,3 +66,19 @@ def test_quimb_contracts_a_network_to_its_tensor_and_back() -> None:
         torch.testing.assert_close(torch.from_numpy(dense), network.dense().detach(), rtol=0, atol=1e-12)
         again = distsam.from_quimb(theirs, spec.modes)
         torch.testing.assert_close(again.dense(), network.dense(), rtol=0, atol=1e-12)
+
+
+def test_onnx_holds_the_densified_model_for_any_batch(tmp_path: Path) -> None:
+    from onnx.reference import ReferenceEvaluator
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 5))
+    distsam.tensorize(model, {"*": {"rank": 3}})
+    distsam.save_onnx(model, tmp_path / "model.onnx", (torch.randn(2, 12),))
+    assert type(model[0]) is distsam.TensorizedLinear
+    program = ReferenceEvaluator(str(tmp_path / "model.onnx"))
+    for batch in (1, 7):
+        x = torch.randn(batch, 12)
+        [found] = program.run(None, {program.input_names[0]: x.numpy()})
+        # Two sums of products in float32, in any order.
+        torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-5, atol=1e-6)

@@ -98,3 +98,51 @@ def test_the_factorized_tensors_of_tensorly_torch_are_found(factorization: str, 
     assert network.name == "0.weight"
     assert list(network.core_names) == names
     assert {id(core) for core in network.cores} == {id(p) for n, p in model.named_parameters() if "bias" not in n}
+
+
+METHODS: dict[str, Any] = {
+    "sam": lambda base, model: distsam.SAM(base, rho=0.05),
+    "das": lambda base, model: distsam.DAS(base, distsam.core_networks(model), alpha=0.1),
+    "nbar": lambda base, model: distsam.BAR(base, distsam.core_networks(model), alpha=0.1, rule="nbar"),
+    "sam+das": lambda base, model: distsam.SAM(distsam.DAS(base, distsam.core_networks(model), alpha=0.1), rho=0.05),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("factorization", "format"), [("tucker", "tucker"), ("blocktt", "tt_matrix")])
+def test_a_layer_of_tensorly_torch_trains_as_ours_from_the_same_start(
+    factorization: str, format: str, method: str
+) -> None:
+    """Two ways to contract the same cores in float64: what differs is rounding, over 40 steps."""
+    torch.manual_seed(0)
+    sizes = {"in_tensorized_features": (4, 3), "out_tensorized_features": (3, 4)}
+    rank: Any = (2, 3, 2, 3) if factorization == "tucker" else 3
+    theirs = tltorch().FactorizedLinear(
+        **sizes, bias=False, rank=rank, factorization=factorization, implementation="reconstructed"
+    )
+    theirs.double()
+    ours = distsam.TensorizedLinear(
+        12, 12, False, format=format, rank=list(rank) if format == "tucker" else 3, out_shape=(3, 4), in_shape=(4, 3)
+    ).double()
+    [network] = distsam.core_networks(theirs)
+    with torch.no_grad():
+        # Its own start is too near to zero to learn from.
+        for core in network.cores:
+            core.copy_(torch.randn(core.shape, dtype=torch.float64) * 0.5)
+    cores = [core.detach().reshape(own.shape) for core, own in zip(network.cores, ours.network.cores, strict=True)]
+    ours.network.load_cores(cores)
+    x, y = torch.randn(64, 12, dtype=torch.float64), torch.randn(64, 12, dtype=torch.float64)
+    torch.testing.assert_close(theirs(x), ours(x), rtol=1e-12, atol=1e-12)
+    losses: list[list[float]] = []
+    for model in (theirs, ours):
+        optimizer = METHODS[method](torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9), model)
+
+        def closure(model: nn.Module = model, optimizer: Any = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().mean()
+            loss.backward()
+            return loss
+
+        losses.append([float(optimizer.step(closure).detach()) for _ in range(40)])
+    assert losses[0][-1] < 0.9 * losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-10)

@@ -1,0 +1,107 @@
+"""Adapters on a frozen transformer, trained on sentences: what is trained, sharded and saved, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import assert_same_weights, invoke, on_two_ranks, run, timeless
+from small_encoder import save_encoder, write_texts
+
+from distsam.runs.checkpoints import finished_checkpoints
+from distsam.train.checkpoint_reader import tensor_shapes
+
+# One layer's query and value, in two formats, and the classifying layer.
+CONFIG = """
+task: {kind: classification}
+data: {source: text, path: texts.csv, tokenizer: "${model.path}", max_length: 12}
+model:
+  kind: pretrained
+  path: bert
+  adapters:
+    "encoder.encoder.layer.0.attention.self.query": {format: lora, rank: 2}
+    "encoder.encoder.layer.0.attention.self.value": {format: tt, rank: 2}
+optim: {method: sam+das, base: adam, lr: 0.02, alpha: 0.01, rho: 0.05}
+train: {steps: 40, batch_size: 32, log_every: 10, checkpoint_every: 20, num_threads: 1, precision: float64}
+"""
+ADAPTERS = [f"encoder.encoder.layer.0.attention.self.{name}.network" for name in ("query", "value")]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Sentences whose label is whether they say "good"."""
+    monkeypatch.chdir(tmp_path)
+    save_encoder(Path("bert"))
+    write_texts(Path("texts.csv"))
+    path = tmp_path / "sentences.yaml"
+    path.write_text(CONFIG)
+    return path
+
+
+def saved_names(folder: str) -> set[str]:
+    newest = finished_checkpoints(Path(folder, "checkpoints"))[-1]
+    return {name.removeprefix("model.") for name in tensor_shapes(newest) if name.startswith("model.")}
+
+
+def test_adapters_learn_and_they_alone_are_trained_and_saved(config: Path) -> None:
+    done = invoke("train", config, "run.dir=run", "train.steps=100")
+    assert done.exit_code == 0, done.output
+    assert "2 classes (no, yes) of inputs of 8" in done.output
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["last/heldout/accuracy"] > 0.9
+    assert list(summary["networks"]) == ADAPTERS
+    assert summary[f"balance/{ADAPTERS[0]}/norm_deviation"] > 0
+    cores = {f"{ADAPTERS[0]}.cores.{k}" for k in range(2)}
+    others = {name for name in saved_names("run") if not name.startswith(f"{ADAPTERS[1]}.cores.")}
+    assert others == {*cores, "head.weight", "head.bias"}
+    assert invoke("export", "run", "-o", "weights.pt").exit_code == 0
+    assert set(torch.load("weights.pt")) == saved_names("run")
+
+
+def test_a_run_in_two_parts_and_on_two_ranks_is_the_same_run(config: Path) -> None:
+    assert invoke("train", config, "run.dir=whole").exit_code == 0
+    assert invoke("train", config, "run.dir=parts", "train.steps=20").exit_code == 0
+    assert invoke("train", config, "run.dir=parts", "train.resume=auto").exit_code == 0
+    assert_same_weights(Path("whole"), Path("parts"))
+    assert timeless(Path("whole")) == timeless(Path("parts"))
+    done = run(on_two_ranks("train", config, "run.dir=two", "sharding.plan=fsdp"))
+    assert done.returncode == 0, done.stderr
+    assert_same_weights(Path("whole"), Path("two"), tolerance=1e-9)
+
+
+def test_other_frozen_weights_are_refused_and_moved_ones_found(config: Path) -> None:
+    assert invoke("train", config, "run.dir=run", "train.steps=20").exit_code == 0
+    scores = invoke("evaluate", "run").output
+    shutil.move("bert", "elsewhere")
+    gone = invoke("evaluate", "run")
+    assert gone.exit_code == 2
+    assert "says where it lies now" in gone.stderr
+    moved = ("data.tokenizer=elsewhere", "model.path=elsewhere")
+    assert invoke("evaluate", "run", *moved).output == scores
+    save_encoder(Path("bert"), seed=1)
+    other = invoke("evaluate", "run")
+    assert other.exit_code == 2
+    assert "the model's frozen weights are not those that it was trained with" in other.stderr
+    resumed = invoke("train", config, "run.dir=run", "train.resume=auto")
+    assert resumed.exit_code == 2
+    assert "a checkpoint of a model with other frozen weights" in resumed.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.path=nowhere"], "no such folder"),
+        (["data.label=mood"], "data.label: 'mood' is no column of"),
+        (["model.adapters={encoder.*.querry: {rank: 2}}"], "model.adapters[encoder.*.querry]: fits no layer"),
+        (["model.trained=[heed.*]"], "model.trained: 'heed.*' fits no parameter; there are head."),
+        (["model.trained=[]", "model.adapters=null"], "model.trained: is []"),
+        (["data.max_length=1"], "data.max_length"),
+    ],
+)
+def test_what_cannot_be_is_one_line_and_exit_code_2(config: Path, overrides: list[str], message: str) -> None:
+    done = invoke("train", config, "run.dir=run", *overrides)
+    assert done.exit_code == 2
+    assert message in done.output
+    assert done.output.strip().count("\n") == 0
+    assert not Path("run").exists()
