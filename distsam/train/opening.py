@@ -11,9 +11,8 @@ from distsam.train.config import Config, unused_keys
 def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> str:
     """One line: what is learnt, optimizer, plan, ranks; `more`, unless empty; and where a resume begins."""
     ranks, optim = run.layout.world.world_size, config.optim
-    trained = f"{run.num_trained:,} of {run.num_parameters:,} parameters trained" if run.frozen else ""
     says = [
-        *filter(None, (describe(run.task), trained)),
+        *filter(None, (describe(run.task), _size(run))),
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]
@@ -25,6 +24,13 @@ def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> st
     if step:
         says.append(f"resumed after step {step}")
     return "; ".join(says)
+
+
+def _size(run: RunParts) -> str:
+    """How large the model is; nothing where the task has said it."""
+    if run.frozen:
+        return f"{run.num_trained:,} of {run.num_parameters:,} parameters trained"
+    return "" if "parameters" in describe(run.task) else f"{run.num_parameters:,} parameters"
 
 
 def probable_mistakes(run: RunParts, config: Config) -> Iterator[str]:

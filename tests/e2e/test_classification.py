@@ -57,6 +57,16 @@ def test_a_run_learns_shows_each_networks_balance_and_is_evaluated(config: Path)
     assert f"{summary['heldout/accuracy']:.4g}" in evaluated.output
 
 
+def test_a_model_without_networks_has_the_same_rows_but_for_the_balance(config: Path) -> None:
+    assert invoke("train", config, "run.dir=with").exit_code == 0
+    assert invoke("train", config, "run.dir=without", "model.tensorize=null", "optim.method=sam").exit_code == 0
+    rows, others = timeless(Path("without")), timeless(Path("with"))
+    assert [row["train/step"] for row in rows] == [0, 1, 10, 20, 30, 40]
+    for row, other in zip(rows, others, strict=True):
+        assert set(row) == {key for key in other if not key.startswith(("balance/", "das/"))}
+        assert row["train/step"] == 0 or row["train/loss"] is not None
+
+
 def test_a_run_in_two_parts_and_on_two_ranks_is_the_same_run(config: Path) -> None:
     assert invoke("train", config, "run.dir=whole").exit_code == 0
     assert invoke("train", config, "run.dir=parts", "train.steps=20").exit_code == 0
