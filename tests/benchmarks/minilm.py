@@ -25,7 +25,7 @@ from distsam.tasks.pretrained import SentenceClassifier, read_sentences
 from distsam.tensornet.tensorize import TensorizedTable
 
 LAYERS = "encoder.encoder.layer.*"
-NUM_JUDGED, NUM_TRAIN, BATCH = 1000, 6400, 32
+NUM_JUDGED, NUM_TRAIN, BATCH = 1000, 3200, 32
 
 
 def main() -> None:
@@ -43,6 +43,7 @@ def main() -> None:
     judged, seen = tokens[:NUM_JUDGED], tokens[NUM_JUDGED : NUM_JUDGED + NUM_TRAIN]
     model = SentenceClassifier(options.model, 2).eval()
     wanted = embeddings(model, judged)
+    targets = embeddings(model, seen) if options.train_at else seen
     print(f"{'':16}{'parameters':>12}{'weights':>10}{'embeddings':>12}{'cosine':>9}{'seconds':>9}", flush=True)
     for format in options.formats:
         last = -1.0
@@ -59,7 +60,7 @@ def main() -> None:
             if ratio in options.train_at:
                 for rho in (0.0, options.rho):
                     began = time.perf_counter()
-                    mended = distilled(copy.deepcopy(small), model, seen, options.steps, options.lr, rho)
+                    mended = distilled(copy.deepcopy(small), seen, targets, options.steps, options.lr, rho)
                     after, took = cosine(embeddings(mended, judged), wanted), time.perf_counter() - began
                     how = f"SAM, rho {rho:g}" if rho else "Adam"
                     print(f"  after {options.steps} steps of {how}: cosine {after:.4f}, {took:.0f} s", flush=True)
@@ -89,8 +90,8 @@ def cosine(found_NH: Tensor, wanted_NH: Tensor) -> float:
     return float((found_NH * wanted_NH).sum(1).mean())
 
 
-def distilled(small: Any, model: SentenceClassifier, tokens: Tensor, steps: int, lr: float, rho: float) -> Any:
-    """`small`, its networks trained towards the embeddings of `model`; all else stays."""
+def distilled(small: Any, tokens: Tensor, targets: Tensor, steps: int, lr: float, rho: float) -> Any:
+    """`small`, its networks trained towards these unit vectors; all else stays."""
     cores = [core for network in distsam.core_networks(small) for core in network.cores]
     small.requires_grad_(False)
     for core in cores:
@@ -99,8 +100,8 @@ def distilled(small: Any, model: SentenceClassifier, tokens: Tensor, steps: int,
     optimizer: Any = distsam.SAM(adam, rho=rho) if rho else adam
     draw = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        batch = tokens[torch.randint(len(tokens), (BATCH,), generator=draw)]
-        wanted = embeddings(model, batch)
+        chosen = torch.randint(len(tokens), (BATCH,), generator=draw)
+        batch, wanted = tokens[chosen], targets[chosen]
 
         def closure(batch: Tensor = batch, wanted: Tensor = wanted) -> Tensor:
             optimizer.zero_grad()

@@ -99,6 +99,29 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(config: Path, overrides: lis
     assert not Path("run").exists()
 
 
+@pytest.mark.parametrize("method", ["das", "nbar"])
+def test_a_peft_model_is_trained_and_every_pair_has_its_deviation_in_the_rows(config: Path, method: str) -> None:
+    Path("lora.py").write_text(
+        "import peft, torch\n"
+        "def model():\n"
+        "    torch.manual_seed(0)\n"
+        "    model = torch.nn.Sequential(torch.nn.Linear(12, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))\n"
+        "    return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=['0', '2']))\n"
+    )
+    own = CONFIG.replace(CONFIG.splitlines()[3], 'model: {target: "lora:model"}').replace(", rho: 0.05", "")
+    config.write_text(own)
+    done = run(alone("train", config, "run.dir=run", f"optim.method={method}"))
+    assert done.returncode == 0, done.stderr
+    assert "94 of 353 parameters trained" in done.stdout
+    rows = timeless(Path("run"))
+    for pair in ("0", "2"):
+        key = f"balance/base_model.model.{pair}.default/norm_deviation"
+        # B starts at zero, A does not.
+        assert all(row[key] > 0 for row in rows)
+        assert rows[-1][key] != rows[0][key]
+    assert rows[-1]["train/loss"] < rows[1]["train/loss"]
+
+
 def test_the_users_own_data_and_model_are_taken(config: Path) -> None:
     Path("mine.py").write_text(
         "import numpy as np, torch\n"
