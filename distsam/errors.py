@@ -30,6 +30,15 @@ class ArgumentError(InputError):
 
 
 @contextmanager
+def renaming_all(name: str) -> Iterator[None]:
+    """An ArgumentError from within is about `name`, and says which part of it."""
+    try:
+        yield
+    except ArgumentError as error:
+        raise ArgumentError(name, f"{error.argument} {error.problem}") from None
+
+
+@contextmanager
 def renaming(names: Mapping[str, str]) -> Iterator[None]:
     """An ArgumentError from within names the argument as the caller knows it.
 

@@ -1,16 +1,29 @@
-"""The weights of a model as checkpoints hold them: what is trained, and buffers. Frozen parameters stay as built."""
+"""The weights of a model as checkpoints hold them: what is trained, all cores, and buffers."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from distsam.tensornet import core_networks
+
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter that is not frozen, or buffer, as it is placed, sharing its memory."""
+    """Name -> parameter or buffer, but for `frozen_parameters`, as it is placed, sharing its memory."""
     # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
-    state = model.state_dict(keep_vars=True)
-    return {name: value.detach() for name, value in state.items() if not _is_frozen(value)}
+    state, frozen = model.state_dict(keep_vars=True), frozen_parameters(model)
+    return {name: value.detach() for name, value in state.items() if name not in frozen}
+
+
+def frozen_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that whoever builds the model gives again, the same: those that are not trained.
+
+    Cores are none of them, trained or not: they may come of a decomposition, which differs in its last bits from one
+    machine to another.
+    """
+    cores = {id(core) for network in core_networks(model) for core in network.cores}
+    # Those of DeepSpeed's and FSDP2's state dicts are the model's own.
+    return {name for name, p in parameters_of(model).items() if not p.requires_grad and id(p) not in cores}
 
 
 @torch.no_grad()
@@ -30,7 +43,3 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 def parameters_among(model: nn.Module, tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Those of `tensors`, named as `model_tensors` names them, that are parameters; buffers may hold what they like."""
     return [tensors[name] for name in parameters_of(model) if name in tensors]
-
-
-def _is_frozen(value: Tensor) -> bool:
-    return isinstance(value, nn.Parameter) and not value.requires_grad

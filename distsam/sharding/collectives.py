@@ -78,6 +78,21 @@ def new_group(members: Sequence[Sequence[int]] | None = None) -> dist.ProcessGro
 
 
 @torch.no_grad()
+def average_(tensors: Sequence[Tensor], group: dist.ProcessGroup | None = None) -> None:
+    """Mean of each of these over `group`, in place, the same bits on every rank of it; what is equal stays as it is.
+
+    Collectives: one all_reduce(sum) of all elements together in float64; every rank calls it. None where there are no
+        tensors, or one process.
+    """
+    size = world_size(group)
+    if not tensors or size == 1:
+        return
+    total = all_reduce_sum_(torch.cat([tensor.reshape(-1).double() for tensor in tensors]), group)
+    for tensor, mean in zip(tensors, (total / size).split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.reshape(tensor.shape))
+
+
+@torch.no_grad()
 def broadcast_from_first_(tensors: Iterable[Tensor]) -> None:
     """Give every rank the values that rank 0 holds, in place.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-COLUMNS = ("accuracy", "top5", "ece", "loss")
+COLUMNS = ("accuracy", "top5", "ece", "cross_entropy")
 NUM_BINS = 15
 
 
@@ -48,7 +48,7 @@ class ClassMetric:
         self._bins = self._bins.index_add(1, place, added)
 
     def compute(self) -> dict[str, float | None]:
-        """`accuracy`, `top5`, `ece` (0 to 1) and `loss` (cross entropy, nats); all None where there is no example."""
+        """`accuracy`, `top5`, `ece` (0 to 1) and `cross_entropy` (nats); all None where there is no example."""
         sums = self._sum_over_ranks(torch.cat([self._sums, self._bins.flatten()]))
         count, right, among_five, loss = sums[:4].tolist()
         if count == 0:
@@ -56,4 +56,4 @@ class ClassMetric:
         _, correct, confidence = sums[4:].reshape(3, NUM_BINS)
         ece = float((correct - confidence).abs().sum()) / count
         top5 = among_five / count if self.num_classes > 5 else None
-        return {"accuracy": right / count, "top5": top5, "ece": ece, "loss": loss / count}
+        return {"accuracy": right / count, "top5": top5, "ece": ece, "cross_entropy": loss / count}

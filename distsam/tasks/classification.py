@@ -1,7 +1,7 @@
 """Learn the classes of examples."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,6 +56,7 @@ class ClassificationTask:
         standardise: shift and scale inputs by the training inputs' mean and standard deviation, of each feature, or of
             each channel where inputs have more than one dim; ids of tokens stay as they are.
         num_workers: processes that load batches ahead; 0 loads in this one.
+        notes: lines that `warnings` gives too; `make_model` may still add to them.
 
     Raises:
         ArgumentError: about the argument that is out of range.
@@ -76,7 +77,9 @@ class ClassificationTask:
         noise_seed: int = 0,
         standardise: bool = True,
         num_workers: int = 0,
+        notes: Iterable[str] = (),
     ) -> None:
+        self._notes = notes
         self.context, self.examples, self._make_model = context, examples, make_model
         self._positions = {name: np.flatnonzero(part == number) for name, number in PARTS.items()}
         train = self._positions["train"]
@@ -95,14 +98,19 @@ class ClassificationTask:
         """The model at its start, whole, on the context's device and in its dtype.
 
         Raises:
-            ArgumentError: about "model": for two examples it does not give (2, C) logits.
+            ArgumentError: about "model": it does not take two examples, or does not give (2, C) logits for them.
         """
         shape, num_classes = tuple(self._inputs.shape[1:]), self.examples.num_classes
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.context.seed)
             model = self._make_model(shape, num_classes).to(self.context.device, self.context.dtype)
-            _check_output(model, self._on_device(self._inputs[:2]), num_classes)
+            _check_output(model, self._on_device(self._inputs[self._telling()]), num_classes)
         return model
+
+    def _telling(self) -> Tensor:
+        """Two positions: of the first input, and of the one that holds the largest number, for which a table of tokens
+        may be too small."""
+        return torch.tensor([0, int(self._inputs.flatten(1).max(1).values.argmax())])
 
     def microbatches(self, step: int, count: int) -> Sequence[Piece]:
         """This rank's examples of a step in `count` pieces, on the device; see `Task`.
@@ -134,7 +142,7 @@ class ClassificationTask:
         """Accuracy, top-5, calibration error and cross entropy of each part; training examples by the labels learnt.
 
         Returns:
-            "train/accuracy", "train/top5", "train/ece", "train/loss", then of "validation" and "heldout"; None
+            "train/accuracy", "train/top5", "train/ece", "train/cross_entropy", then of "validation" and "heldout"; None
             throughout for an empty part, and top5 of five or fewer classes.
 
         Collectives: one sum of 49 float64 over the data ranks for each part that is not empty, and whatever the model's
@@ -167,7 +175,8 @@ class ClassificationTask:
         )
 
     def warnings(self) -> Iterator[str]:
-        """Parts that are too small to learn from or to choose by."""
+        """Parts that are too small to learn from or to choose by, and the notes."""
+        yield from self._notes
         missing = set(range(self.examples.num_classes)) - set(self._classes[self._positions["train"]].tolist())
         if missing:
             yield f"no training example of class {min(missing)}" + (
@@ -234,8 +243,15 @@ def _mean_and_std(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _check_output(model: nn.Module, inputs: Tensor, num_classes: int) -> None:
     was_training = model.training
-    with torch.no_grad():
-        logits = model.eval()(inputs)
+    try:
+        with torch.no_grad():
+            logits = model.eval()(inputs)
+    except ArgumentError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        sizes = " x ".join(map(str, inputs.shape[1:]))
+        raise ArgumentError("model", f"does not take inputs of {sizes}, {inputs.dtype}: {reason}") from None
     model.train(was_training)
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (len(inputs), num_classes):

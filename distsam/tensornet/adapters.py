@@ -1,18 +1,20 @@
 """Small trainable networks beside frozen linear layers: LoRA's pair, FLoRA's Tucker, LoRETTA's train."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, renaming_all
 from distsam.tensornet.arguments import checked_positive, checked_size
 from distsam.tensornet.initial import draw_cores
+from distsam.tensornet.layers.linear import TensorizedLinear
 from distsam.tensornet.layers.weight import NetworkArguments, checked_input, padded, shapes_of, uniform_std
 from distsam.tensornet.network import TensorNetwork
 from distsam.tensornet.products import plan_multiply
@@ -65,13 +67,13 @@ class TensorizedAdapter(nn.Module):
             raise ArgumentError("dropout", f"is {dropout!r}; it must be from 0 to below 1")
         self.layer = layer.requires_grad_(False)
         spec, self.out_shape, self.in_shape = _adapter_spec(layer, format, rank, arguments)
-        number = rank if isinstance(rank, int) else 1
+        number = spec.size("r") if format == "lora" else rank if isinstance(rank, int) else 1
         self.scale = 1.0 if alpha is None else checked_positive(alpha, "alpha") / number
         self.network = TensorNetwork(spec, dtype=layer.weight.dtype, device=layer.weight.device)
         self.reset_parameters(arguments.get("generator"))
         self.dropout = nn.Dropout(dropout)
         self._plans = plan_multiply(spec, spec.modes[len(self.out_shape) :])
-        self._whole: Tensor | None = None
+        self._whole: nn.Parameter | None = None
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -104,19 +106,42 @@ class TensorizedAdapter(nn.Module):
         matrix = self.network.dense().reshape(prod(self.out_shape), prod(self.in_shape))
         return self.scale * matrix[: self.layer.out_features, : self.layer.in_features]
 
-    @torch.no_grad()
-    def merge(self) -> None:
-        """Adds the adapter to the layer's weight; a copy of the weight is kept for `unmerge`. Again: nothing."""
-        if self._whole is None:
-            self._whole = self.layer.weight.clone()
-            self.layer.weight += self.change
+    @property
+    def weight(self) -> Tensor:
+        """The matrix that the layer and its adapter stand for together: some modules read it in place of a call."""
+        return self.layer.weight if self.is_merged else self.layer.weight + self.change
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The layer's."""
+        return self.layer.bias
+
+    @property
+    def in_features(self) -> int:
+        """The layer's."""
+        return self.layer.in_features
+
+    @property
+    def out_features(self) -> int:
+        """The layer's."""
+        return self.layer.out_features
 
     @torch.no_grad()
+    def merge(self) -> None:
+        """Gives the layer a weight with the adapter in it; the one it had is kept for `unmerge`. Again: nothing.
+
+        A weight of its own: what shares the old one keeps that as it is.
+        """
+        if self._whole is None:
+            whole = self.layer.weight
+            assert isinstance(whole, nn.Parameter)
+            self.layer.weight = nn.Parameter(whole + self.change, whole.requires_grad)
+            self._whole = whole
+
     def unmerge(self) -> None:
-        """Puts the layer's weight back, bit for bit. If it is not merged: nothing."""
+        """Puts the layer's own weight back. If it is not merged: nothing."""
         if self._whole is not None:
-            self.layer.weight.copy_(self._whole)
-            self._whole = None
+            self.layer.weight, self._whole = self._whole, None
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""
@@ -130,11 +155,19 @@ def _adapter_spec(
     if format == "tt":
         shapes = shapes_of(("out_features", sizes[0]), ("in_features", sizes[1]), format, arguments)
         return weight_spec(format, *shapes, rank), *shapes
+    for name in ("out_shape", "in_shape", "pad"):
+        if arguments.get(name):
+            raise ArgumentError(name, f"is {arguments[name]!r}; only tt cuts the sizes into modes")
     shapes = ((sizes[0],), (sizes[1],))
     if format == "tucker":
         return weight_spec(format, *shapes, rank), *shapes
     if format == "lora":
-        bonds = {"o": sizes[0], "i": sizes[1], "r": min(checked_size(rank, "rank"), *sizes)}
+        number = checked_size(rank, "rank")
+        if number > min(sizes):
+            warnings.warn(
+                f"rank {number} is above what the weight can use; it is clamped to {min(sizes)}", stacklevel=3
+            )
+        bonds = {"o": sizes[0], "i": sizes[1], "r": min(number, *sizes)}
         return NetworkSpec("lora", (("o", "r"), ("r", "i")), ("o", "i"), tuple(bonds.items()), ("B", "A")), *shapes
     raise ArgumentError("format", f"is {format!r}; use one of {', '.join(ADAPTERS)}")
 
@@ -157,25 +190,33 @@ def add_adapters(model: nn.Module, rules: Rules) -> list[str]:
             out_shape, in_shape, pad, as TensorizedAdapter takes them; None leaves those layers alone.
 
     Returns:
-        The names of the adapters. Only their cores are trained: `adapter_state(model)` is what there is to save.
+        The names of the adapters. Only their cores are trained, and those of adapters that were there:
+        `adapter_state(model)` is what there is to save.
 
     Raises:
         ArgumentError: a pattern that fits no linear layer, or what an adapter refuses.
     """
+    taken = {id(adapter.layer) for adapter in adapters_of(model).values()}
     chosen = chosen_layers(model, rules, [nn.Linear], _KEYS)
-    adapters: dict[nn.Module, nn.Module] = {}
-    for name, layer, rule in chosen:
-        assert isinstance(layer, nn.Linear)
-        try:
-            adapters[layer] = TensorizedAdapter(layer, **rule).train(layer.training)
-        except ArgumentError as problem:
-            raise ArgumentError(name, f"{problem.argument} {problem.problem}") from None
+    was_trained = [(param, param.requires_grad) for param in model.parameters()]
+    try:
+        adapters = {layer: _adapter(name, layer, rule, taken) for name, layer, rule in chosen}
+    except ArgumentError:
+        for param, is_trained in was_trained:
+            param.requires_grad_(is_trained)
+        raise
     model.requires_grad_(False)
-    for adapter in adapters.values():
-        assert isinstance(adapter, TensorizedAdapter)
-        adapter.network.requires_grad_(True)
     replace_modules(model, adapters)
+    for adapter in adapters_of(model).values():
+        adapter.network.requires_grad_(True)
     return [name for name, _, _ in chosen]
+
+
+def _adapter(name: str, layer: Any, rule: Mapping[str, Any], taken: set[int]) -> nn.Module:
+    if id(layer) in taken:
+        raise ArgumentError(f"rules[{name}]", "has an adapter already")
+    with renaming_all(f"rules[{name}]"):
+        return TensorizedAdapter(layer, **rule).train(layer.training)
 
 
 def train_part(model: nn.Module, rules: Rules, patterns: Sequence[str] | None = None) -> None:
@@ -184,14 +225,14 @@ def train_part(model: nn.Module, rules: Rules, patterns: Sequence[str] | None = 
     Args:
         model: whatever holds nn.Linear.
         rules: as of `add_adapters`; none are added where it is empty.
-        patterns: as in fnmatch on the names of parameters; None: those of the last linear layer, which classifies,
-            unless it has an adapter.
+        patterns: as in fnmatch on the names of parameters; None: those of the last linear layer, dense or tensorized,
+            which classifies, unless it has an adapter.
 
     Raises:
         ArgumentError: of `trained`: a pattern that fits no parameter, or nothing to train; or as `add_adapters`.
     """
     if patterns is None:
-        linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        linear = [name for name, module in model.named_modules() if type(module) in (nn.Linear, TensorizedLinear)]
         chosen = {name for name, _, _ in chosen_layers(model, rules, [nn.Linear], _KEYS)}
         patterns = [f"{name}.*" for name in linear[-1:] if name not in chosen]
     names = [name for name, _ in model.named_parameters()]
@@ -224,7 +265,10 @@ def adapter_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def remove_adapters(model: nn.Module, *, merge: bool = True) -> nn.Module:
-    """Puts the layers back in the places of their adapters, with what those have learnt (`merge`) or as they were."""
+    """Puts the layers back in the places of their adapters, with what those have learnt (`merge`) or as they were.
+
+    The model stays frozen.
+    """
     layers: dict[nn.Module, nn.Module] = {}
     for adapter in adapters_of(model).values():
         if merge:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from distsam.errors import ArgumentError, InputError
 from distsam.tensornet.layers.conversion import CONVERTIBLE, TensorizedLayer, tensorized_like
+from distsam.tensornet.layers.embedding import TensorizedEmbedding
 from distsam.tensornet.network import TensorNetwork
 from distsam.tensornet.rules import replace_modules
 from distsam.tensornet.spec import NetworkSpec
@@ -73,12 +74,24 @@ def load_tensorized(model: nn.Module, path: str | Path) -> nn.Module:
     replace_modules(model, replacements)
     wanted = model.state_dict()
     own = _with_shared(model, tensors)
+    # Buffers that a newer version of the model makes anew, as that of positions.
+    for name in {name for name, _ in model.named_buffers()} - set(wanted):
+        own.pop(name, None)
     for name in [*wanted, *own]:
         if name not in own or name not in wanted or own[name].shape != wanted[name].shape:
             problem = "is not in the file" if name not in own else "does not fit the model"
             raise InputError(f"{path}: {name} {problem}: give the model that was tensorized")
     model.load_state_dict(own)
     return model
+
+
+def is_tensorized(path: str | Path) -> bool:
+    """True for a file of `save_tensorized`, or of `distsam compress`."""
+    try:
+        with safe_open(str(path), "pt") as file:
+            return METADATA in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
 
 
 def save_onnx(model: nn.Module, path: str | Path, example: tuple[Tensor, ...]) -> None:
@@ -90,9 +103,12 @@ def save_onnx(model: nn.Module, path: str | Path, example: tuple[Tensor, ...]) -
         example: inputs of the model; the first dim of each is the batch, which may be any size later: give 2 or more.
 
     Raises:
-        ArgumentError: of `path`: onnx is not installed; of `model`: torch cannot export it.
+        ArgumentError: of `example`: it is no tuple of tensors; of `path`: onnx is not installed; of `model`: torch
+            cannot export it.
         InputError: it cannot be written.
     """
+    if not isinstance(example, tuple) or not all(isinstance(one, Tensor) for one in example):
+        raise ArgumentError("example", f"is a {type(example).__name__}; give a tuple of tensors, such as (x,)")
     dense = densify(copy.deepcopy(model)).eval()
     batch = torch.export.Dim("batch")
     try:
@@ -127,6 +143,9 @@ def _options(layer: TensorizedLayer, sharers: Mapping[TensorNetwork, list[str]])
         "in_shape": list(layer.in_shape),
         "pad": True,
     }
+    if isinstance(layer, TensorizedEmbedding):
+        # Of the dense table it depends on what its row holds.
+        options["padding_idx"] = layer.padding_idx
     return {**options, "shared": sharers[layer.network]} if len(sharers[layer.network]) > 1 else options
 
 
@@ -168,6 +187,8 @@ def _with_shared(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tens
 def to_quimb(network: TensorNetwork) -> Any:
     """A copy as a quimb TensorNetwork: its indices are those of the spec, its tags the core names.
 
+    bfloat16, which numpy lacks, becomes float32.
+
     Raises:
         ImportError: quimb is not installed.
     """
@@ -176,10 +197,15 @@ def to_quimb(network: TensorNetwork) -> Any:
     spec = network.spec
     return qtn.TensorNetwork(
         [
-            qtn.Tensor(core.detach().cpu().numpy().copy(), inds=indices, tags=[name])
+            qtn.Tensor(_to_numpy(core), inds=indices, tags=[name])
             for core, indices, name in zip(network.cores, spec.cores, spec.core_names, strict=True)
         ]
     )
+
+
+def _to_numpy(core: Tensor) -> np.ndarray:
+    core = core.detach().cpu()
+    return (core.float() if core.dtype == torch.bfloat16 else core).numpy().copy()
 
 
 def from_quimb(network: Any, modes: tuple[str, ...] | None = None) -> TensorNetwork:

@@ -26,7 +26,12 @@ class BatchPlans:
     plans: tuple[ContractionPlan, ...]
 
     def for_batch(self, num: int) -> ContractionPlan:
-        """The plan for `num` rows: that of the smallest planned batch which is as large, or of the largest."""
+        """The plan for `num` rows: that of the smallest planned batch which is as large, or of the largest.
+
+        While a program for any batch is traced, it is the plan for 1,024: the program must not ask for the size.
+        """
+        if not isinstance(num, int):
+            return self.plans[BATCHES.index(1024)]
         for batch, plan in zip(BATCHES, self.plans, strict=True):
             if num <= batch:
                 return plan

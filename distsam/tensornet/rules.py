@@ -32,6 +32,8 @@ def chosen_layers(
             itself such a layer.
     """
     kinds = tuple(kinds)
+    if not isinstance(rules, Mapping):
+        raise ArgumentError("rules", f"are a {type(rules).__name__}; give a mapping of patterns to options")
     if type(model) in kinds:
         raise ArgumentError("model", f"is itself a {type(model).__name__}; give the module that holds it")
     modules = [(name, module) for name, module in model.named_modules() if name]
@@ -68,7 +70,7 @@ def _no_layer(pattern: str, modules: list[tuple[str, nn.Module]], layers: list[s
     others = [type(module).__name__ for name, module in modules if _fits(pattern, name, module)]
     if others:
         known = ", ".join(kind.__name__ for kind in kinds)
-        return f"fits no layer that can be tensorized, only {', '.join(dict.fromkeys(others))}; those are {known}"
+        return f"fits only {', '.join(dict.fromkeys(others))}; it must fit one of {known}"
     near = get_close_matches(pattern, layers, n=5, cutoff=0.3) or layers[:5]
     return f"fits no layer; there are {', '.join(near) or 'none that can be tensorized'}"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from distsam.errors import ArgumentError
+from distsam.errors import ArgumentError, renaming_all
 from distsam.tensornet.decompose import decompose
 from distsam.tensornet.layers.conversion import (
     CONVERTIBLE,
@@ -143,11 +143,19 @@ def densify(model: nn.Module) -> nn.Module:
         return densified(model)
     replacements: dict[nn.Module, nn.Module] = {}
     weights: dict[nn.Module, nn.Parameter] = {}
+    dense_layers: list[tuple[nn.Module, Any]] = []
     for module in model.modules():
         if isinstance(module, TensorizedLayer):
             dense: Any = densified(module)
-            dense.weight = weights.setdefault(module.network, dense.weight)
+            dense.weight.requires_grad_(any(core.requires_grad for core in module.network.cores))
+            # Of a shared weight the whole table counts, with what an embedding hides in its row of padding.
+            hides_row = getattr(module, "padding_idx", None) is not None
+            if module.network not in weights or not hides_row:
+                weights[module.network] = dense.weight
+            dense_layers.append((module.network, dense))
             replacements[module] = dense
+    for network, dense in dense_layers:
+        dense.weight = weights[network]
     replace_modules(model, replacements)
     return model
 
@@ -175,13 +183,11 @@ class _Made:
         """Adds the replacement of one module, and its row."""
         weight, error = module.weight, None
         layer: TensorizedLayer
-        try:
+        with renaming_all(f"rules[{name}]"):
             if self.fit:
                 layer, error = _fitted(module, dict(rule), self.seed)
             else:
                 layer = tensorized_like(module, rule)
-        except ArgumentError as problem:
-            raise ArgumentError(name, f"{problem.argument} {problem.problem}") from None
         self.replacements[module] = copied_rest(module, layer)
         parameters = weight.numel(), layer.network.spec.num_parameters
         shared = self.of_weight.get(weight)
@@ -227,6 +233,11 @@ def _fitted(module: Any, rule: dict[str, Any], seed: int) -> tuple[TensorizedLay
         return _fitted_to_error(module, rule, rank, seed)
     layer = tensorized_like(module, rule)
     weight = module.weight.detach()
+    if not torch.isfinite(weight).all():
+        # A decomposition takes NaN for a missing entry.
+        raise ArgumentError("weight", "is not finite; nothing comes near it")
+    if not weight.any():
+        raise ArgumentError("weight", "is zero throughout, which has no cores of equal norms; leave the layer as it is")
     layer.network.load_cores(decompose(unfolded(layer, weight), layer.network.spec, seed=seed))
     with torch.no_grad():
         error = torch.linalg.vector_norm(layer.weight.double() - weight.double())
@@ -239,7 +250,7 @@ def _fitted_to_error(module: Any, rule: dict[str, Any], word: str, seed: int) ->
         wanted = float(word.removeprefix("error:"))
     except ValueError:
         wanted = -1.0
-    if not wanted > 0:
+    if not 0 < wanted < 1:
         raise ArgumentError("rank", f"is {word!r}; write the relative error as in error:0.1")
     largest = max(size for bond, size in _bond_sizes(tensorized_like(module, {**rule, "rank": "full"})))
     low, high = 0, 1

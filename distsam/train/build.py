@@ -15,11 +15,11 @@ from distsam.errors import InputError
 from distsam.optim import Plain, Wrapper
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, place_model, shard
-from distsam.sharding.collectives import all_reduce_sum_
+from distsam.sharding.collectives import all_reduce_sum_, average_
 from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks
 from distsam.train import parts
-from distsam.train.agreement import agreed
+from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.auto_values import auto_values
 from distsam.train.config import Config
 from distsam.train.frozen import frozen_identity
@@ -56,6 +56,14 @@ class RunParts:
     def num_parameters(self) -> int:
         """Of the whole model; an engine may keep a part of it only on each rank."""
         return sum(math.prod(shape) for _, shape in self.plan.shapes)
+
+    def average_buffers(self) -> None:
+        """Give every rank the mean of the running statistics, which batch normalization takes of a rank's own examples.
+
+        Collectives: one all_reduce over the data ranks where the model has such buffers; every rank calls it.
+        """
+        floating = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        average_(floating, self.layout.data_group)
 
     def counts(self) -> dict[str, float | int | None]:
         """What is published of the engine's counters: those of wrappers, such as das/clipped."""
@@ -133,7 +141,7 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     Args:
         folder: of the run, where it may be one that goes on; see `auto_values`.
 
-    Collectives: those of `auto_values` and `shard`; every rank calls it.
+    Collectives: an object broadcast, those of `auto_values` and `shard`; every rank calls it.
 
     Raises:
         InputError: a start that does not exist, or a plan that cannot serve the model.
@@ -144,7 +152,9 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     # While it is whole on every rank: its norms are known without a collective.
     auto = auto_values(config, model, folder)
     config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
-    num_trained, frozen = sum(p.numel() for p in model.parameters() if p.requires_grad), frozen_identity(model)
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    # Of the weights that all ranks will have.
+    frozen = from_first_rank(lambda: frozen_identity(model))
     plan = _placed(config, model, layout)
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
@@ -179,6 +189,10 @@ def build_optimizer(config: Config, model: nn.Module) -> Wrapper:
     chain: Optimizer = parts.BASES.chosen(optim).build(optim, list(model.parameters()))
     for part in reversed(parts.METHODS.split(optim.method)):
         is_rescale = part.word in parts.RESCALES.parts
+        if is_rescale and not core_networks(model):
+            raise InputError(
+                f"optim.method: {part.word} acts on tensor networks, and the model holds none; use base or sam"
+            )
         chain = part.build(optim, chain, core_networks(model) if is_rescale else model)
     return chain if isinstance(chain, Wrapper) else Plain(chain, max_skipped=optim.max_skipped)
 

@@ -1,5 +1,6 @@
 """The keys of the classification task, of its data sources and of its models, and how each is built."""
 
+import warnings
 from typing import Annotated, Any
 
 from distsam.errors import ArgumentError, InputError
@@ -130,7 +131,17 @@ def build_task(sources: Seam[Part], models: Seam[Part], config: Any, context: An
         examples = sources.chosen(data).build(data)
         part = split_examples(examples, data.heldout, data.validation, config.run.seed)
 
+    notes: dict[str, None] = {}
+
     def make_model(shape: tuple[int, ...], num_classes: int) -> Any:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            made = make_quietly(shape, num_classes)
+        # As lines of the run: once, and on one rank.
+        notes.update(dict.fromkeys(str(warning.message) for warning in said))
+        return made
+
+    def make_quietly(shape: tuple[int, ...], num_classes: int) -> Any:
         with arguments_as_keys("model", rules="model.tensorize"):
             made = models.chosen(model).build(model, shape, num_classes)
             if model.tensorize:
@@ -155,6 +166,7 @@ def build_task(sources: Seam[Part], models: Seam[Part], config: Any, context: An
         noise_seed=config.run.seed,
         standardise=data.standardise,
         num_workers=data.num_workers,
+        notes=notes,
     )
 
 

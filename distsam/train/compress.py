@@ -45,11 +45,12 @@ def compress_model(
     if output.exists():
         raise InputError(f"{output} is there already; give a new folder")
     tensors = _read(file)
-    tree = _as_modules(tensors)
-    table = tensorize(tree, rules, seed=seed)
-    metadata = {"format": "pt"} if dense else {"format": "pt", METADATA: json.dumps(networks_of(tree))}
+    layers = _as_layers(tensors)
+    before = set(layers.state_dict())
+    table = tensorize(layers, rules, seed=seed)
+    metadata = {"format": "pt"} if dense else {"format": "pt", METADATA: json.dumps(networks_of(layers))}
     if dense:
-        densify(tree)
+        densify(layers)
     output.parent.mkdir(parents=True, exist_ok=True)
     # Renamed at the end: a folder of that name is a whole one.
     unfinished = output.with_name(f".{output.name}.{os.getpid()}")
@@ -58,7 +59,7 @@ def compress_model(
             shutil.copytree(model, unfinished, ignore=shutil.ignore_patterns("*.safetensors", "*.bin"))
         else:
             unfinished.mkdir()
-        save_file(_written_once(tree), str(unfinished / WEIGHTS), metadata)
+        save_file(_contents(tensors, before, layers), str(unfinished / WEIGHTS), metadata)
         rows = [row.__dict__ for row in table]
         (unfinished / "compression.json").write_text(json.dumps(rows, indent=1) + "\n")
         unfinished.rename(output)
@@ -77,21 +78,17 @@ def _read(file: Path) -> dict[str, Tensor]:
         raise InputError(f"{file} cannot be read as safetensors: {error}") from None
 
 
-def _as_modules(tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Modules that hold these tensors under these names: a weight of two dims in a linear layer, of more in a
-    convolution, the rest as buffers."""
-    root = nn.Module()
-    paths = [name.removesuffix(".weight") for name, tensor in tensors.items() if _is_layer(name, tensor)]
-    for path in paths:
-        parent, _, attribute = path.rpartition(".")
-        layer = _layer_of(tensors[f"{path}.weight"], tensors.get(f"{path}.bias"))
-        _module_at(root, parent).add_module(attribute, layer)
-    taken = {f"{path}.{key}" for path in paths for key in ("weight", "bias")}
+def _as_layers(tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A module with a layer for each tensor that can be the weight of one: of two dims a linear layer, of more a
+    convolution. It is flat: the names of its children have dots, so that none stands inside another, and is lost with
+    it."""
+    layers = nn.Module()
     for name, tensor in tensors.items():
-        if name not in taken:
-            path, _, last = name.rpartition(".")
-            _module_at(root, path).register_buffer(last, tensor)
-    return root
+        if _is_layer(name, tensor):
+            path = name.removesuffix(".weight")
+            # Not add_module, which refuses dots.
+            layers._modules[path] = _layer_of(tensor, tensors.get(f"{path}.bias"))
+    return layers
 
 
 def _is_layer(name: str, tensor: Tensor) -> bool:
@@ -112,16 +109,8 @@ def _layer_of(weight: Tensor, bias: Tensor | None) -> nn.Module:
     return layer
 
 
-def _module_at(root: nn.Module, path: str) -> nn.Module:
-    module = root
-    for part in path.split(".") if path else ():
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        child = module._modules[part]
-        assert child is not None
-        module = child
-    return module
-
-
-def _written_once(tree: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.detach().contiguous() for name, tensor in tree.state_dict().items()}
+def _contents(tensors: Mapping[str, Tensor], before: set[str], layers: nn.Module) -> dict[str, Tensor]:
+    """What is written: the tensors that were in no layer, and what the layers hold now."""
+    rest = {name: tensor for name, tensor in tensors.items() if name not in before}
+    now = {name: tensor.detach() for name, tensor in layers.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in {**rest, **now}.items()}

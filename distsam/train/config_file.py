@@ -126,7 +126,12 @@ def _merge(config: DictConfig, override: str) -> DictConfig:
     if re.search(r"\s#", value) and value[0] not in "'\"[{":
         override = f"{key}={json.dumps(value)}"
     try:
-        merged = OmegaConf.merge(config, OmegaConf.from_dotlist([override]))
+        given = OmegaConf.from_dotlist([override])
+        section, _, name = key.partition(".")
+        if name and "." not in name and isinstance(given[section]._get_node(name), DictConfig):
+            # A mapping replaces the file's, as a list does: what is left of that one was not asked for.
+            config = OmegaConf.merge(config, {section: {name: None}})  # type: ignore[assignment]
+        merged = OmegaConf.merge(config, given)
     except RecursionError:
         raise InputError(f"{key}: {value!r} cannot be read: it is nested too deep") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:

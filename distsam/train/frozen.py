@@ -3,27 +3,25 @@
 import hashlib
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from distsam.engine import frozen_parameters
 
 FROZEN = "frozen_sha256"
 
 
-def frozen_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Name -> parameter that is not trained."""
-    return {name: param.detach() for name, param in model.named_parameters() if not param.requires_grad}
-
-
 def frozen_identity(model: nn.Module) -> dict[str, str]:
-    """The digest of all frozen weights as FROZEN; nothing where none is frozen.
+    """The digest of `frozen_parameters` as FROZEN; nothing where there are none.
 
     Args:
         model: whole, before it is sharded.
     """
-    frozen = frozen_weights(model)
+    frozen = frozen_parameters(model)
     if not frozen:
         return {}
     digest = hashlib.sha256()
-    for name, weight in frozen.items():
+    for name in sorted(frozen):
+        weight = model.get_parameter(name).detach()
         digest.update(repr((name, tuple(weight.shape), weight.dtype)).encode())
         # As bytes, because numpy has no bfloat16.
         digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -6,23 +6,29 @@ from typing import Any
 from distsam.train.config import section_forms
 from distsam.train.seams import SectionForm
 
-
-def section_names() -> list[str]:
-    """Of every section that a config may have, with any task."""
-    return list(_forms())
+COMPLETION = "completion"
 
 
-def key_lines(section: str | None = None) -> Iterator[str]:
-    """One line a key: name, default, meaning; and the words of the parts that have it, where not all do."""
-    for name, form in _forms().items():
+def section_names(task: str = COMPLETION) -> list[str]:
+    """Of every section that a config of this task.kind may have."""
+    return list(_forms(task))
+
+
+def key_lines(section: str | None = None, task: str = COMPLETION) -> Iterator[str]:
+    """One line a key: name, default, meaning; and the words of the parts that have it, where not all do.
+
+    Raises:
+        InputError: there is no such task.
+    """
+    for name, form in _forms(task).items():
         if section in (None, name):
             for key in form.key_names():
                 yield _line(name, key, form)
 
 
-def _forms() -> dict[str, SectionForm]:
+def _forms(task: str) -> dict[str, SectionForm]:
     # What a task of the user's own adds stands in the task section alone.
-    return {**section_forms({"task": {"target": "package.module:factory"}}), **section_forms({})}
+    return {**section_forms({"task": {"target": "package.module:factory"}}), **section_forms({"task": {"kind": task}})}
 
 
 def _line(section: str, key: str, form: SectionForm) -> str:

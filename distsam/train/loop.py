@@ -90,6 +90,7 @@ class TrainingLoop:
     def score(self) -> Scores:
         """The scores of the weights as they are; computed once a step. Collective: every rank calls it."""
         if self.state.scored_step != self.state.step:
+            self.parts.average_buffers()
             self.state.scores = evaluated(self.parts.task, self.parts.model)
             self.state.scored_step = self.state.step
         return self.state.scores

@@ -131,7 +131,12 @@ TASKS.add(
         adds={"train": classification.ClassificationTrainKeys},
         check=classification.check_task,
         origin=classification.origin,
-        arguments={"batch_size": "train.batch_size", "accumulate": "train.accumulate", "heldout": "data.heldout"},
+        arguments={
+            "batch_size": "train.batch_size",
+            "accumulate": "train.accumulate",
+            "heldout": "data.heldout",
+            "model": "model.kind",
+        },
     )
 )
 TASKS.add(

@@ -311,6 +311,7 @@ class _Run:
 
     def _save(self, elapsed_s: float) -> None:
         engine = self.parts.engine
+        self.parts.average_buffers()
         weights = engine.weights()
         if not are_finite(parameters_among(self.parts.model, weights)):
             # Kept, it would push out those that a run can go on from.

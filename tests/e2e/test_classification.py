@@ -51,7 +51,7 @@ def test_a_run_learns_shows_each_networks_balance_and_is_evaluated(config: Path)
     assert summary["heldout/accuracy"] > 0.9
     assert summary["heldout/top5"] is None
     assert list(summary["networks"]) == ["1.network", "4.network", "7.network"]
-    assert {"balance/1.network/norm_deviation", "heldout/ece", "heldout/loss"} <= set(summary)
+    assert {"balance/1.network/norm_deviation", "heldout/ece", "heldout/cross_entropy"} <= set(summary)
     evaluated = invoke("evaluate", "run")
     assert evaluated.exit_code == 0, evaluated.output
     assert f"{summary['heldout/accuracy']:.4g}" in evaluated.output
@@ -97,6 +97,25 @@ def test_what_cannot_be_is_one_line_and_exit_code_2(config: Path, overrides: lis
     assert message in done.output
     assert done.output.strip().count("\n") == 0
     assert not Path("run").exists()
+
+
+def test_running_statistics_of_two_ranks_are_evaluated_and_resumed_as_they_were_scored(config: Path) -> None:
+    draw = np.random.default_rng(1)
+    classes = np.arange(60) % 3
+    np.savez("images.npz", X=draw.normal(size=(60, 1, 8, 8)) + classes[:, None, None, None], y=classes)
+    keys = ["data.path=images.npz", "model.kind=resnet20", "model.widths=null", "model.width=4", "model.tensorize=null"]
+    keys += ["optim.method=sam", "train.batch_size=16", "train.log_every=5", "train.checkpoint_every=5"]
+    for name, steps in (("whole", 10), ("parts", 5), ("parts", 10)):
+        more = (f"run.dir={name}", f"train.steps={steps}", "train.resume=auto")
+        done = run(on_two_ranks("train", config, *keys, *more))
+        assert done.returncode == 0, done.stderr
+    assert_same_weights(Path("whole"), Path("parts"))
+    done = run(alone("evaluate", "whole", "--json"))
+    assert done.returncode == 0, done.stderr
+    scores, summary = json.loads(done.stdout), summary_of("whole")
+    for key in ("heldout/accuracy", "heldout/cross_entropy", "train/cross_entropy"):
+        # The same sums in another order, in float64.
+        assert scores[key] == pytest.approx(summary[key], rel=1e-9), key
 
 
 @pytest.mark.parametrize("method", ["das", "nbar"])

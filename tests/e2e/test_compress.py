@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import invoke
-from safetensors.torch import load_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import nn
 
 import distsam
@@ -80,8 +80,8 @@ def test_dense_files_have_the_old_names_and_the_compressed_weights(model: Networ
         (["nix", "-o", "out", "--layers", "*"], "nix: no such file"),
         (["model", "-o", "model", "--layers", "*"], "model is there already; give a new folder"),
         (["model", "-o", "out", "--layers", "block"], "rules[block]: fits no layer; there are blocks."),
-        (["model", "-o", "out", "--layers", "*", "--rank", "many"], "blocks.0: rank is 'many'; use a number"),
-        (["model", "-o", "out", "--layers", "*", "--format", "mps"], "blocks.0: format is 'mps'; use one of"),
+        (["model", "-o", "out", "--layers", "*", "--rank", "many"], "rules[blocks.0]: rank is 'many'; use a number"),
+        (["model", "-o", "out", "--layers", "*", "--format", "mps"], "rules[blocks.0]: format is 'mps'; use one of"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_nothing_is_written(
@@ -93,3 +93,21 @@ def test_what_cannot_be_is_one_line_and_nothing_is_written(
     assert message in done.output
     assert done.output.strip().count("\n") == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_no_tensor_of_the_file_is_lost_whatever_their_names(tmp_path: Path) -> None:
+    sizes = {
+        "q.weight": (8, 8),
+        "q.lora_A.default.weight": (2, 8),
+        "a": (3,),
+        "a.weight": (8, 4),
+        "type.weight": (8, 8),
+    }
+    (tmp_path / "model").mkdir()
+    tensors = {name: torch.randn(size) for name, size in sizes.items()}
+    save_file(tensors, tmp_path / "model" / "model.safetensors")
+    done = invoke("compress", tmp_path / "model", "-o", tmp_path / "out", "--layers", "q", "--rank", "2", "--dense")
+    assert done.exit_code == 0, done.output
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert {name: tuple(tensor.shape) for name, tensor in written.items()} == sizes
+    assert all(torch.equal(written[name], tensors[name]) for name in sizes if name != "q.weight")

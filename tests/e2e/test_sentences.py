@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import assert_same_weights, invoke, on_two_ranks, run, timeless
+from safetensors.torch import load_file, save_file
 from small_encoder import save_encoder, write_texts
 
 from distsam.runs.checkpoints import finished_checkpoints
@@ -88,6 +89,21 @@ def test_other_frozen_weights_are_refused_and_moved_ones_found(config: Path) -> 
     assert "a checkpoint of a model with other frozen weights" in resumed.output
 
 
+def test_a_compressed_encoder_is_read_and_one_without_its_weights_is_not(config: Path) -> None:
+    rule = ("--layers", "encoder.layer.*.dense", "--rank", "3")
+    assert invoke("compress", "bert", "-o", "small", *rule).exit_code == 0
+    done = invoke("train", config, "run.dir=run", "train.steps=20", "model.path=small", "data.tokenizer=bert")
+    assert done.exit_code == 0, done.output
+    # Frozen cores come of a decomposition: they are saved.
+    assert "encoder.encoder.layer.0.output.dense.network.cores.0" in saved_names("run")
+    assert invoke("evaluate", "run").exit_code == 0
+    weights = load_file("bert/model.safetensors")
+    save_file({name: w for name, w in weights.items() if "layer.1" not in name}, "bert/model.safetensors")
+    done = invoke("train", config, "run.dir=other")
+    assert done.exit_code == 2
+    assert "has no weights for encoder.layer.1.attention.output" in done.output
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -97,6 +113,11 @@ def test_other_frozen_weights_are_refused_and_moved_ones_found(config: Path) -> 
         (["model.trained=[heed.*]"], "model.trained: 'heed.*' fits no parameter; there are head."),
         (["model.trained=[]", "model.adapters=null"], "model.trained: is []"),
         (["data.max_length=1"], "data.max_length"),
+        (
+            ["model.kind=mlp", "model.path=null", "data.tokenizer=bert", "model.adapters=null"],
+            "model.kind: does not take",
+        ),
+        (["model.adapters=null", "model.trained=[head.*]"], "optim.method: das acts on tensor networks"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_exit_code_2(config: Path, overrides: list[str], message: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distsam.errors import ArgumentError
 from distsam.tensornet.layers.convolution import TensorizedConv, TensorizedConv1d, TensorizedConv2d, TensorizedConv3d
 from distsam.tensornet.layers.embedding import TensorizedEmbedding, TensorizedEmbeddingBag
 from distsam.tensornet.layers.linear import TensorizedLinear
@@ -25,7 +26,10 @@ def tensorized_like(layer: nn.Module, options: Mapping[str, Any]) -> TensorizedL
 
     Args:
         layer: of a type in CONVERTIBLE.
-        options: format, rank, out_shape, in_shape, pad.
+        options: format, rank, out_shape, in_shape, pad; and padding_idx, of a table, in place of the layer's own.
+
+    Raises:
+        ArgumentError: the layer has options that ours lacks, or what ours refuses.
     """
     return CONVERTIBLE[type(layer)](layer, dict(options))
 
@@ -36,23 +40,34 @@ def _linear(layer: Any, options: dict[str, Any]) -> TensorizedLinear:
 
 
 def _embedding(layer: Any, options: dict[str, Any]) -> TensorizedEmbedding:
-    sizes = layer.num_embeddings, layer.embedding_dim, _zero_row(layer)
+    padding_idx = options.pop("padding_idx", _zero_row(layer))
+    _check_plain_table(layer)
+    sizes = layer.num_embeddings, layer.embedding_dim, padding_idx
     return TensorizedEmbedding(*sizes, layer.weight.device, layer.weight.dtype, **options)
+
+
+def _check_plain_table(layer: Any) -> None:
+    for name in ("max_norm", "scale_grad_by_freq"):
+        if getattr(layer, name):
+            raise ArgumentError(name, f"is {getattr(layer, name)}, which a tensorized table does not have")
 
 
 def _zero_row(layer: Any) -> int | None:
     """The padding row; None where training has given it values, as that of a shared weight: ours is zero."""
     row: int | None = layer.padding_idx
-    return None if row is None or layer.weight[row].any() else row
+    return row if row is None or layer.weight.is_meta or not layer.weight[row].any() else None
 
 
 def _bag(layer: Any, options: dict[str, Any]) -> TensorizedEmbeddingBag:
+    _check_plain_table(layer)
+    # That row is in no bag, whatever it holds.
+    padding_idx = options.pop("padding_idx", layer.padding_idx)
     return TensorizedEmbeddingBag(
         layer.num_embeddings,
         layer.embedding_dim,
         mode=layer.mode,
         include_last_offset=layer.include_last_offset,
-        padding_idx=layer.padding_idx,
+        padding_idx=padding_idx,
         device=layer.weight.device,
         dtype=layer.weight.dtype,
         **options,

@@ -96,7 +96,8 @@ class TensorizedLinear(nn.Module):
         y = self.network.multiply(vectors, self._plans).reshape(*x.shape[:-1], prod(self.out_shape))[
             ..., : self.out_features
         ]
-        return y if self.bias is None else y + self.bias
+        # Under autocast y is of lower precision, as torch's layer gives it.
+        return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def multiply_adds(self, num_rows: int) -> int:
         """Multiplications of a forward pass for one of `num_rows` rows."""

@@ -32,7 +32,7 @@ def test_scores_are_their_definitions_however_the_examples_are_cut() -> None:
             accuracy = sum(right[n] for n in inside) / len(inside)
             confidence = sum(float(probabilities[n].max()) for n in inside) / len(inside)
             ece += len(inside) / 200 * abs(accuracy - confidence)
-    expected = {"accuracy": sum(right) / 200, "top5": sum(top5) / 200, "ece": ece, "loss": loss}
+    expected = {"accuracy": sum(right) / 200, "top5": sum(top5) / 200, "ece": ece, "cross_entropy": loss}
     assert found == pytest.approx(expected, rel=1e-9)
     assert metric_of(logits, classes, step=13) == pytest.approx(expected, rel=1e-9)
 
@@ -53,5 +53,5 @@ def test_of_five_classes_there_is_no_top_five_and_of_nothing_no_score() -> None:
 
 def test_a_model_that_diverged_keeps_its_nan() -> None:
     found = metric_of(torch.full((3, 8), float("nan")), torch.zeros(3, dtype=torch.int64))
-    assert found["loss"] is not None
-    assert math.isnan(found["loss"])
+    assert found["cross_entropy"] is not None
+    assert math.isnan(found["cross_entropy"])

@@ -82,3 +82,27 @@ def test_onnx_holds_the_densified_model_for_any_batch(tmp_path: Path) -> None:
         [found] = program.run(None, {program.input_names[0]: x.numpy()})
         # Two sums of products in float32, in any order.
         torch.testing.assert_close(torch.from_numpy(found), model(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_trained_row_of_padding_survives_the_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(12, 8, padding_idx=0))
+    with torch.no_grad():
+        model[0].weight.normal_()
+    distsam.tensorize(model, {"0": {"rank": "full"}})
+    distsam.save_tensorized(model, tmp_path / "model.safetensors")
+    loaded = distsam.load_tensorized(nn.Sequential(nn.Embedding(12, 8, padding_idx=0)), tmp_path / "model.safetensors")
+    ids = torch.arange(12)
+    assert torch.equal(loaded(ids), model(ids))
+    assert bool(loaded(ids)[0].any())
+
+
+def test_a_buffer_that_the_model_makes_anew_may_stand_in_the_file(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(6, 6))
+    distsam.tensorize(model, {"0": {"rank": 2}})
+    model.register_buffer("positions", torch.arange(4))
+    distsam.save_tensorized(model, tmp_path / "model.safetensors")
+    fresh = nn.Sequential(nn.Linear(6, 6))
+    fresh.register_buffer("positions", torch.arange(4), persistent=False)
+    x = torch.randn(2, 6)
+    assert torch.equal(distsam.load_tensorized(fresh, tmp_path / "model.safetensors")(x), model(x))

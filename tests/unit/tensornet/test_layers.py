@@ -201,12 +201,23 @@ def test_torch_compile_takes_a_layer_as_one_graph(format: str) -> None:
 
 
 @every_format
+def test_an_exported_program_takes_any_batch(format: str) -> None:
+    layer = linear(format=format, rank=3)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(layer, (torch.randn(5, 12, dtype=DOUBLE),), dynamic_shapes=({0: batch},))
+    for num in (2, 200):
+        x = torch.randn(num, 12, dtype=DOUBLE)
+        torch.testing.assert_close(program.module()(x), layer(x), rtol=1e-10, atol=1e-10)
+
+
+@every_format
 def test_autocast_and_bfloat16_layers(format: str) -> None:
     layer = distsam.TensorizedLinear(32, 48, format=format, rank=4, generator=generator())
     x = torch.randn(64, 32, generator=generator(1))
     wanted = layer(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
         low = layer(x)
+    assert low.dtype == torch.bfloat16
     low_layer = copy.deepcopy(layer).bfloat16()(x.bfloat16())
     # bfloat16 keeps 8 bits; each of up to seven products in a row rounds once more.
     for y in (low, low_layer):

@@ -137,12 +137,13 @@ def test_frozen_weights_dtype_and_mode_are_kept() -> None:
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"mixx": {}}, "rules.mixx.: fits no layer; there are mix"),
-    ({"blocks": {}}, "rules.blocks.: fits no layer that can be tensorized, only ModuleList; those are Linear, "),
+    ({"blocks": {}}, "rules.blocks.: fits only ModuleList; it must fit one of Linear, "),
     ({"mix": {"ranks": 2}}, "rules.mix.: has 'ranks'; use format, rank"),
     ({"mix": 3}, "rules.mix.: is 3; it must be a mapping"),
-    ({"mix": {"rank": "error:x"}}, "mix: rank is 'error:x'; write the relative error as in error:0.1"),
-    ({"mix": {"in_shape": [5, 2]}}, r"mix: in_shape \[5, 2\] has the product 10; it must be 12"),
-    ({"conv": {"format": "tt_matrix"}}, "conv: format tt_matrix has no place"),
+    ({"mix": {"rank": "error:x"}}, "rules.mix.: rank is 'error:x'; write the relative error as in error:0.1"),
+    ({"mix": {"in_shape": [5, 2]}}, r"rules.mix.: in_shape \[5, 2\] has the product 10; it must be 12"),
+    ({"mix": {"rank": "error:2"}}, "rules.mix.: rank is 'error:2'; write the relative error as in error:0.1"),
+    ({"conv": {"format": "tt_matrix"}}, "rules.conv.: format tt_matrix has no place"),
 ]
 
 
@@ -226,3 +227,78 @@ def test_adapters_that_cannot_be_are_refused_in_one_line() -> None:
     ):
         with pytest.raises(ArgumentError, match=message):
             make()
+
+
+def test_a_weight_that_no_decomposition_can_take_is_named() -> None:
+    for value, problem in ((float("nan"), "weight is not finite"), (0.0, "weight is zero throughout")):
+        model = nn.Sequential(nn.Linear(8, 8))
+        with torch.no_grad():
+            model[0].weight.fill_(value)
+        with pytest.raises(ArgumentError, match=f"rules.0.: {problem}"):
+            distsam.tensorize(model, {"0": {"rank": 2}})
+
+
+def test_a_table_that_scales_its_rows_is_refused() -> None:
+    model = nn.Sequential(nn.Embedding(8, 8, max_norm=1.0))
+    with pytest.raises(ArgumentError, match=r"rules.0.: max_norm is 1.0, which a tensorized table does not have"):
+        distsam.tensorize(model, {"0": {"rank": 2}})
+
+
+def test_the_row_of_padding_counts_for_the_output_layer_that_shares_the_table() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(12, 8, padding_idx=0), nn.Linear(8, 12, bias=False))
+    model[0].weight = model[1].weight = nn.Parameter(torch.randn(12, 8))
+    distsam.tensorize(model, {"*": {"rank": 2}})
+    hidden = torch.randn(5, 8)
+    before = model[1](hidden).detach()
+    distsam.densify(model)
+    assert model[0].weight is model[1].weight
+    torch.testing.assert_close(model[1](hidden), before, rtol=1e-5, atol=1e-5)
+
+
+def test_merging_leaves_what_shares_the_weight_as_it_is() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(12, 8), nn.Linear(8, 12, bias=False))
+    model[1].weight = model[0].weight
+    distsam.add_adapters(model, {"1": {"rank": 2}})
+    with torch.no_grad():
+        model[1].network.cores[0].normal_()
+    ids = torch.arange(12)
+    before, table = model(ids), model[0].weight.clone()
+    distsam.remove_adapters(model)
+    torch.testing.assert_close(model(ids), before, rtol=1e-5, atol=1e-5)
+    assert torch.equal(model[0].weight, table)
+
+
+def test_a_module_that_reads_the_weight_of_its_layer_sees_the_adapter() -> None:
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=True)
+    distsam.add_adapters(block, {"linear1": {"rank": 2}})
+    with torch.no_grad():
+        block.linear1.network.cores[0].normal_()
+    x = torch.randn(2, 3, 16)
+    called = block(x).detach()
+    with torch.no_grad():  # torch's fused kernel, which calls no module
+        torch.testing.assert_close(block.eval()(x), called, rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_can_be_added_in_two_calls_and_none_inside_another() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    distsam.add_adapters(model, {"0": {"rank": 2}})
+    distsam.add_adapters(model, {"1": {"rank": 2}})
+    trained = {name.rpartition(".cores")[0] for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"0.network", "1.network"}
+    with pytest.raises(ArgumentError, match=r"rules.0.layer.: has an adapter already"):
+        distsam.add_adapters(model, {"type:Linear": {"rank": 2}})
+    plain = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    with pytest.raises(ArgumentError, match=r"rules.1.: rank"):
+        distsam.add_adapters(plain, {"0": {"rank": 2}, "1": {"rank": -1}})
+    assert all(p.requires_grad for p in plain.parameters())
+
+
+def test_a_rank_of_lora_above_the_sizes_is_clamped_and_scales_by_what_it_is() -> None:
+    with pytest.warns(UserWarning, match="rank 32 is above what the weight can use; it is clamped to 4"):
+        adapter = distsam.TensorizedAdapter(nn.Linear(4, 6), rank=32, alpha=16)
+    assert adapter.scale == 4
+    with pytest.raises(ArgumentError, match=r"out_shape: is \(2, 3\); only tt cuts"):
+        distsam.TensorizedAdapter(nn.Linear(4, 6), rank=2, out_shape=(2, 3))
