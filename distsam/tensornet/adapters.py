@@ -73,7 +73,8 @@ class TensorizedAdapter(nn.Module):
         self.reset_parameters(arguments.get("generator"))
         self.dropout = nn.Dropout(dropout)
         self._plans = plan_multiply(spec, spec.modes[len(self.out_shape) :])
-        self._whole: nn.Parameter | None = None
+        # In a tuple: as an attribute it would be a parameter of this module.
+        self._kept: tuple[nn.Parameter, ...] = ()
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
@@ -88,7 +89,7 @@ class TensorizedAdapter(nn.Module):
     @property
     def is_merged(self) -> bool:
         """True while the layer's weight holds the adapter."""
-        return self._whole is not None
+        return bool(self._kept)
 
     def forward(self, input: Tensor) -> Tensor:
         """y = layer(x) + scale D x, of shape (..., out_features) for x of (..., in_features)."""
@@ -132,16 +133,20 @@ class TensorizedAdapter(nn.Module):
 
         A weight of its own: what shares the old one keeps that as it is.
         """
-        if self._whole is None:
-            whole = self.layer.weight
-            assert isinstance(whole, nn.Parameter)
-            self.layer.weight = nn.Parameter(whole + self.change, whole.requires_grad)
-            self._whole = whole
+        if not self._kept:
+            own = self.layer.weight
+            assert isinstance(own, nn.Parameter)
+            self.layer.weight = nn.Parameter(own + self.change, own.requires_grad)
+            self._kept = (own,)
 
     def unmerge(self) -> None:
         """Puts the layer's own weight back. If it is not merged: nothing."""
-        if self._whole is not None:
-            self.layer.weight, self._whole = self._whole, None
+        for own in self._kept:
+            now = self.layer.weight
+            moved = own.detach().to(now.device, now.dtype)
+            is_moved = (own.device, own.dtype) != (now.device, now.dtype)
+            self.layer.weight = nn.Parameter(moved, own.requires_grad) if is_moved else own
+        self._kept = ()
 
     def extra_repr(self) -> str:
         """What `print` shows of it."""

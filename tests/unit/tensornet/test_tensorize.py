@@ -185,9 +185,11 @@ def test_an_adapter_starts_at_nothing_learns_alone_merges_and_comes_off(format: 
     merged = distsam.remove_adapters(copy.deepcopy(model))
     torch.testing.assert_close(merged(x), learnt, rtol=0, atol=1e-12)
     assert [type(merged[0]), type(merged[2])] == [nn.Linear, nn.Linear]
+    keys = list(model.state_dict())
     for adapter in (model[0], model[2]):
         adapter.merge()
         adapter.merge()
+    assert list(model.state_dict()) == keys
     torch.testing.assert_close(model(x), learnt, rtol=0, atol=1e-12)
     for adapter in (model[0], model[2]):
         adapter.unmerge()

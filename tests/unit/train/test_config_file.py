@@ -290,3 +290,13 @@ def test_a_target_needs_neither_data_nor_network(tmp_path: Path) -> None:
         InputError, match=r"train.batch_size: .* is not used by task.kind=target, but by completion; a task of your own"
     ):
         load_config(file, ["train.batch_size=3"])
+
+
+def test_a_mapping_that_is_given_replaces_the_files(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "task: {kind: classification}\ndata: {source: digits}\ntrain: {steps: 1}\n"
+        "model: {kind: mlp, tensorize: {'1': {rank: 2}}}\n"
+    )
+    assert load_config(path, ["model.tensorize={'4': {rank: 3}}"]).model.tensorize == {"4": {"rank": 3}}
+    assert load_config(path, ["model.tensorize.4={rank: 3}"]).model.tensorize == {"1": {"rank": 2}, "4": {"rank": 3}}
