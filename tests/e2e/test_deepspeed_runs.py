@@ -118,6 +118,7 @@ def test_what_the_launcher_adds_to_the_command_line_is_taken() -> None:
     assert (done.exit_code, done.stderr.splitlines()) == (2, ["distsam: none.yaml: no such config file"])
 
 
+@pytest.mark.soak
 def test_one_process_may_hold_several_runs(tmp_path: Path) -> None:
     """DeepSpeed keeps process groups, which the end of a run closes."""
     engines = [["engine.kind=native"], *(["engine.kind=deepspeed", f"engine.stage={stage}"] for stage in (3, 1))]

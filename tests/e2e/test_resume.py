@@ -197,9 +197,9 @@ def test_a_signal_to_one_of_two_ranks_stops_both_at_the_same_step(tmp_path: Path
 
 def test_killed_at_random_moments_the_run_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
     script = ROOT / "tests" / "e2e" / "kill_and_resume.py"
-    result = run([sys.executable, str(script), "2", "--folder", str(tmp_path), "--seed", "0"])
+    result = run([sys.executable, str(script), "1", "--folder", str(tmp_path), "--seed", "0"])
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "2 kills" in result.stdout
+    assert "1 kills" in result.stdout
 
 
 # DeepSpeed takes no float64.

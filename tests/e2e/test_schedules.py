@@ -44,6 +44,7 @@ def train_until_killed(config: Path, run_dir: Path, *overrides: str) -> None:
     assert process.wait(timeout=LIMIT_S) == -signal.SIGKILL
 
 
+@pytest.mark.soak
 def test_a_scheduled_run_that_is_killed_and_resumed_is_bit_identical(tmp_path: Path) -> None:
     config, whole, parts = small_config(tmp_path), tmp_path / "whole", tmp_path / "parts"
     length = ["train.steps=2000", "train.log_every=500", "train.checkpoint_every=10"]
@@ -89,9 +90,8 @@ def test_a_resume_with_another_rate_takes_it(tmp_path: Path) -> None:
     assert all(np.array_equal(before[name], after[name]) for name in before if name.startswith("model."))
 
 
-@pytest.mark.parametrize(
-    "method", [*(pytest.param(m, marks=pytest.mark.soak) for m in ("base", "sam", "das")), "sam+das"]
-)
+@pytest.mark.soak
+@pytest.mark.parametrize("method", ["base", "sam", "das", "sam+das"])
 def test_micro_batches_change_a_run_by_rounding_alone(tmp_path: Path, method: str) -> None:
     """A sum in another order, in float64: about 1e-16 a step and term; Adam divides by the root of tiny moments."""
     config = small_config(tmp_path)
