@@ -111,10 +111,11 @@ class BalanceCoordinator:
     def on_first_pass(self, first: FirstPass) -> None:
         """A new step has begun: its core norms are those that the last step left."""
         last = self._last
-        # Without networks there are no norms to measure, but the other numbers of the step are published all the same.
-        after = first.core_norms_sq if self.networks else self._meter.core_norms_sq()
-        if last is not None and self.is_due(last.step) and after is not None and rank() == 0:
-            self._pending.append((last.step, _copy_to_host(last, after, self.networks)))
+        if last is not None and self.is_due(last.step) and rank() == 0:
+            # Without networks there are no norms to measure, but the other numbers of the step are published.
+            after = first.core_norms_sq if self.networks else self._meter.core_norms_sq()
+            if after is not None:
+                self._pending.append((last.step, _copy_to_host(last, after, self.networks)))
         self._last = None
 
     def on_step(self, record: StepRecord) -> None:

@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
     def weights(self) -> dict[str, Tensor]:
-        """Name -> parameter that is not frozen, or buffer, of the model, of its full shape, as a checkpoint holds it.
+        """Name -> parameter or buffer of the model, but for `frozen_parameters`, of its full shape, as in a checkpoint.
 
         Sharing memory, or copies where weights are kept in another form: `put_weights` takes changes back.
 

@@ -11,7 +11,8 @@ from distsam.tensornet import core_networks
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Name -> parameter or buffer, but for `frozen_parameters`, as it is placed, sharing its memory."""
     # state_dict, not named_parameters: FSDP2 first puts gathered weights back into shards.
-    state, frozen = model.state_dict(keep_vars=True), frozen_parameters(model)
+    state = model.state_dict(keep_vars=True)
+    frozen = _frozen_among(state, model)
     return {name: value.detach() for name, value in state.items() if name not in frozen}
 
 
@@ -21,9 +22,14 @@ def frozen_parameters(model: nn.Module) -> set[str]:
     Cores are none of them, trained or not: they may come of a decomposition, which differs in its last bits from one
     machine to another.
     """
-    cores = {id(core) for network in core_networks(model) for core in network.cores}
-    # Those of DeepSpeed's and FSDP2's state dicts are the model's own.
-    return {name for name, p in parameters_of(model).items() if not p.requires_grad and id(p) not in cores}
+    return _frozen_among(model.state_dict(keep_vars=True), model)
+
+
+def _frozen_among(state: Mapping[str, Tensor], model: nn.Module) -> set[str]:
+    # A state dict with its variables holds the model's own parameters, also under FSDP2 and DeepSpeed.
+    frozen = {name: p for name, p in state.items() if isinstance(p, nn.Parameter) and not p.requires_grad}
+    cores = {id(core) for network in core_networks(model) for core in network.cores} if frozen else set()
+    return {name for name, p in frozen.items() if id(p) not in cores}
 
 
 @torch.no_grad()

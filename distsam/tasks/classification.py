@@ -108,8 +108,9 @@ class ClassificationTask:
         return model
 
     def _telling(self) -> Tensor:
-        """Two positions: of the first input, and of the one that holds the largest number, for which a table of tokens
-        may be too small."""
+        """Two positions; of ids one is that of the largest, for which a table of tokens may be too small."""
+        if self._inputs.is_floating_point():
+            return torch.arange(min(2, len(self._inputs)))
         return torch.tensor([0, int(self._inputs.flatten(1).max(1).values.argmax())])
 
     def microbatches(self, step: int, count: int) -> Sequence[Piece]:

@@ -98,7 +98,7 @@ def _encoder(path: str) -> Any:
     """The model in a folder, whole; also one that `distsam compress` has written."""
     weights = Path(path) / "model.safetensors"
     if weights.is_file() and is_tensorized(weights):
-        made = _quietly(lambda: AutoModel.from_config(AutoConfig.from_pretrained(path)), path, "path")
+        made = _quietly(lambda: AutoModel.from_config(_loaded(AutoConfig, path, "path")), path, "path")
         return load_tensorized(made, weights)
     made, found = _loaded(AutoModel, path, "path", output_loading_info=True)
     # A pooler is not used.

@@ -1,6 +1,5 @@
 """Small trainable networks beside frozen linear layers: LoRA's pair, FLoRA's Tucker, LoRETTA's train."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -18,7 +17,7 @@ from distsam.tensornet.layers.linear import TensorizedLinear
 from distsam.tensornet.layers.weight import NetworkArguments, checked_input, padded, shapes_of, uniform_std
 from distsam.tensornet.network import TensorNetwork
 from distsam.tensornet.products import plan_multiply
-from distsam.tensornet.ranks import Rank, Shape, weight_spec
+from distsam.tensornet.ranks import Rank, Shape, clamped_rank, weight_spec
 from distsam.tensornet.rules import Rules, chosen_layers, replace_modules
 from distsam.tensornet.spec import NetworkSpec
 
@@ -167,12 +166,8 @@ def _adapter_spec(
     if format == "tucker":
         return weight_spec(format, *shapes, rank), *shapes
     if format == "lora":
-        number = checked_size(rank, "rank")
-        if number > min(sizes):
-            warnings.warn(
-                f"rank {number} is above what the weight can use; it is clamped to {min(sizes)}", stacklevel=3
-            )
-        bonds = {"o": sizes[0], "i": sizes[1], "r": min(number, *sizes)}
+        number = clamped_rank(checked_size(rank, "rank"), min(sizes), stacklevel=4)
+        bonds = {"o": sizes[0], "i": sizes[1], "r": number}
         return NetworkSpec("lora", (("o", "r"), ("r", "i")), ("o", "i"), tuple(bonds.items()), ("B", "A")), *shapes
     raise ArgumentError("format", f"is {format!r}; use one of {', '.join(ADAPTERS)}")
 

@@ -43,10 +43,16 @@ def weight_spec(format: str, out_shape: Shape, in_shape: Shape, rank: Rank) -> N
         with renaming({"bond_dim": "rank", "ranks": "rank"}):
             return build(_checked_list(rank, format, out_shape, in_shape))
     number = checked_size(rank, "rank")
-    largest = max(_uniform(format, out_shape, in_shape, None))
-    if number > largest:
-        warnings.warn(f"rank {number} is above what the weight can use; it is clamped to {largest}", stacklevel=3)
+    clamped_rank(number, max(_uniform(format, out_shape, in_shape, None)), stacklevel=4)
     return build(_uniform(format, out_shape, in_shape, number))
+
+
+def clamped_rank(rank: int, largest: int, stacklevel: int = 3) -> int:
+    """`rank`, or `largest` with a warning if that is less."""
+    if rank > largest:
+        problem = f"rank {rank} is above what the weight can use; it is clamped to {largest}"
+        warnings.warn(problem, stacklevel=stacklevel)
+    return min(rank, largest)
 
 
 def _builder(format: str, out_shape: Shape, in_shape: Shape) -> Callable[[Sequence[int]], NetworkSpec]:

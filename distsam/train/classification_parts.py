@@ -15,7 +15,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class DataKeys(Section):
     """Which examples there are, and what training may see of them."""
 
-    source: str = Field(description="npz, a data set that is installed, or target, a function of yours.")
+    source: str = Field(description="npz, text, a data set that is installed, or target, a function of yours.")
     heldout: Share = Field(default=0.2, description="Share of the examples that only judges.")
     validation: Share = Field(default=0.1, description="Share of the rest that chooses weights.")
     label_noise: Annotated[float, Field(ge=0, le=1)] = Field(
@@ -37,7 +37,7 @@ class NpzKeys(PathKeys):
 class ModelKeys(Section):
     """What classifies."""
 
-    kind: str = Field(default="mlp", description="mlp, resnet20, resnet32, transformer, or target for your own.")
+    kind: str = Field(default="mlp", description="mlp, resnet20, resnet32, transformer, pretrained, or target.")
     tensorize: dict[str, dict[str, Any] | None] | None = Field(
         default=None,
         description="Name pattern or type:Linear -> format, rank: layers that become tensor networks; null: none.",
@@ -136,12 +136,12 @@ def build_task(sources: Seam[Part], models: Seam[Part], config: Any, context: An
     def make_model(shape: tuple[int, ...], num_classes: int) -> Any:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
-            made = make_quietly(shape, num_classes)
+            made = build_model(shape, num_classes)
         # As lines of the run: once, and on one rank.
         notes.update(dict.fromkeys(str(warning.message) for warning in said))
         return made
 
-    def make_quietly(shape: tuple[int, ...], num_classes: int) -> Any:
+    def build_model(shape: tuple[int, ...], num_classes: int) -> Any:
         with arguments_as_keys("model", rules="model.tensorize"):
             made = models.chosen(model).build(model, shape, num_classes)
             if model.tensorize:

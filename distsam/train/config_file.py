@@ -127,17 +127,23 @@ def _merge(config: DictConfig, override: str) -> DictConfig:
         override = f"{key}={json.dumps(value)}"
     try:
         given = OmegaConf.from_dotlist([override])
-        section, _, name = key.partition(".")
-        if name and "." not in name and isinstance(given[section]._get_node(name), DictConfig):
-            # A mapping replaces the file's, as a list does: what is left of that one was not asked for.
-            config = OmegaConf.merge(config, {section: {name: None}})  # type: ignore[assignment]
-        merged = OmegaConf.merge(config, given)
+        # A mapping replaces the file's, as a list does: what would be left of that one was not asked for.
+        merged = OmegaConf.merge(config, *_cleared(given, key), given)
     except RecursionError:
         raise InputError(f"{key}: {value!r} cannot be read: it is nested too deep") from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError) as error:
         raise InputError(f"{key}: {value!r} cannot be read: {_one_line(error)}") from None
     assert isinstance(merged, DictConfig)
     return merged
+
+
+def _cleared(given: DictConfig, key: str) -> list[dict[str, Any]]:
+    """What sets section.key to null before a mapping is given to it; nothing for another value."""
+    section, _, name = key.partition(".")
+    content: Any = OmegaConf.to_container(given, resolve=False)
+    of_section = content.get(section) if isinstance(content, dict) else None
+    is_mapping = isinstance(of_section, dict) and isinstance(of_section.get(name), dict)
+    return [{section: {name: None}}] if is_mapping else []
 
 
 def _resolved(config: DictConfig, path: Path) -> dict[str, Any]:

@@ -3,14 +3,20 @@
 from collections.abc import Iterator
 from typing import Any
 
+from distsam.errors import InputError
 from distsam.train.config import section_forms
+from distsam.train.parts import TASKS
 from distsam.train.seams import SectionForm
 
 COMPLETION = "completion"
 
 
 def section_names(task: str = COMPLETION) -> list[str]:
-    """Of every section that a config of this task.kind may have."""
+    """Of every section that a config of this task.kind may have.
+
+    Raises:
+        InputError: there is no such task.
+    """
     return list(_forms(task))
 
 
@@ -27,6 +33,8 @@ def key_lines(section: str | None = None, task: str = COMPLETION) -> Iterator[st
 
 
 def _forms(task: str) -> dict[str, SectionForm]:
+    if task not in TASKS.parts:
+        raise InputError(f"--task: {task!r} is no task.kind; there are {', '.join(TASKS.parts)}")
     # What a task of the user's own adds stands in the task section alone.
     return {**section_forms({"task": {"target": "package.module:factory"}}), **section_forms({"task": {"kind": task}})}
 

@@ -11,8 +11,9 @@ from distsam.train.config import Config, unused_keys
 def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> str:
     """One line: what is learnt, optimizer, plan, ranks; `more`, unless empty; and where a resume begins."""
     ranks, optim = run.layout.world.world_size, config.optim
+    task = describe(run.task)
     says = [
-        *filter(None, (describe(run.task), _size(run))),
+        *filter(None, (task, _size(run, task))),
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
         f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
     ]
@@ -26,11 +27,11 @@ def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> st
     return "; ".join(says)
 
 
-def _size(run: RunParts) -> str:
+def _size(run: RunParts, task: str) -> str:
     """How large the model is; nothing where the task has said it."""
     if run.frozen:
         return f"{run.num_trained:,} of {run.num_parameters:,} parameters trained"
-    return "" if "parameters" in describe(run.task) else f"{run.num_parameters:,} parameters"
+    return "" if "parameters" in task else f"{run.num_parameters:,} parameters"
 
 
 def probable_mistakes(run: RunParts, config: Config) -> Iterator[str]:

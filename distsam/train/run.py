@@ -311,7 +311,8 @@ class _Run:
 
     def _save(self, elapsed_s: float) -> None:
         engine = self.parts.engine
-        self.parts.average_buffers()
+        if self.state.scored_step != self.state.step:  # else they were averaged to be scored
+            self.parts.average_buffers()
         weights = engine.weights()
         if not are_finite(parameters_among(self.parts.model, weights)):
             # Kept, it would push out those that a run can go on from.

@@ -6,7 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command_line import alone, assert_same_weights, invoke, on_two_ranks, run, timeless
+from command_line import (
+    alone,
+    assert_one_run_however_it_is_cut,
+    assert_same_weights,
+    invoke,
+    on_two_ranks,
+    run,
+    timeless,
+)
 
 CONFIG = """
 task: {kind: classification}
@@ -68,14 +76,7 @@ def test_a_model_without_networks_has_the_same_rows_but_for_the_balance(config: 
 
 
 def test_a_run_in_two_parts_and_on_two_ranks_is_the_same_run(config: Path) -> None:
-    assert invoke("train", config, "run.dir=whole").exit_code == 0
-    assert invoke("train", config, "run.dir=parts", "train.steps=20").exit_code == 0
-    assert invoke("train", config, "run.dir=parts", "train.resume=auto").exit_code == 0
-    assert_same_weights(Path("whole"), Path("parts"))
-    assert timeless(Path("whole")) == timeless(Path("parts"))
-    done = run(on_two_ranks("train", config, "run.dir=two", "sharding.plan=fsdp"))
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(Path("whole"), Path("two"), tolerance=1e-9)
+    assert_one_run_however_it_is_cut(config)
 
 
 @pytest.mark.parametrize(

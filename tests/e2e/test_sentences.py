@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import assert_same_weights, invoke, on_two_ranks, run, timeless
+from command_line import assert_one_run_however_it_is_cut, invoke
 from safetensors.torch import load_file, save_file
 from small_encoder import save_encoder, write_texts
 
 from distsam.runs.checkpoints import finished_checkpoints
+from distsam.tasks.pretrained import PADDING, SentenceClassifier, read_sentences
 from distsam.train.checkpoint_reader import tensor_shapes
 
 # One layer's query and value, in two formats, and the classifying layer.
@@ -61,14 +62,17 @@ def test_adapters_learn_and_they_alone_are_trained_and_saved(config: Path) -> No
 
 
 def test_a_run_in_two_parts_and_on_two_ranks_is_the_same_run(config: Path) -> None:
-    assert invoke("train", config, "run.dir=whole").exit_code == 0
-    assert invoke("train", config, "run.dir=parts", "train.steps=20").exit_code == 0
-    assert invoke("train", config, "run.dir=parts", "train.resume=auto").exit_code == 0
-    assert_same_weights(Path("whole"), Path("parts"))
-    assert timeless(Path("whole")) == timeless(Path("parts"))
-    done = run(on_two_ranks("train", config, "run.dir=two", "sharding.plan=fsdp"))
-    assert done.returncode == 0, done.stderr
-    assert_same_weights(Path("whole"), Path("two"), tolerance=1e-9)
+    assert_one_run_however_it_is_cut(config)
+
+
+def test_what_fills_up_a_sentence_changes_nothing(config: Path) -> None:
+    model = SentenceClassifier("bert", 2).eval()
+    short = torch.tensor([[5, 3, 0, 7]])  # 0 is a word like others: padding has no id
+    filled = torch.cat([short, torch.full((1, 3), PADDING)], 1)
+    torch.testing.assert_close(model(filled), model(short), rtol=1e-5, atol=1e-6)
+    other = torch.tensor([[5, 3, 1, 7]])
+    assert not torch.allclose(model(other), model(short))
+    assert (read_sentences("texts.csv", "text", "label", "bert", 12).inputs == PADDING).any()
 
 
 def test_other_frozen_weights_are_refused_and_moved_ones_found(config: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import distsam
 from distsam.errors import ArgumentError
+from distsam.tensornet.adapters import train_part
 from distsam.tensornet.ranks import WEIGHT_FORMATS
 
 every_format = pytest.mark.parametrize("format", WEIGHT_FORMATS)
@@ -304,3 +305,12 @@ def test_a_rank_of_lora_above_the_sizes_is_clamped_and_scales_by_what_it_is() ->
     assert adapter.scale == 4
     with pytest.raises(ArgumentError, match=r"out_shape: is \(2, 3\); only tt cuts"):
         distsam.TensorizedAdapter(nn.Linear(4, 6), rank=2, out_shape=(2, 3))
+
+
+def test_beside_adapters_the_classifying_layer_is_trained_tensorized_or_not() -> None:
+    for head in (nn.Linear(6, 4), distsam.TensorizedLinear(6, 4, rank=2)):
+        model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6), head)
+        train_part(model, {"0": {"rank": 2}})
+        trained = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
+        assert trained == {"0", "2"}
+        assert not model[0].layer.weight.requires_grad

@@ -37,3 +37,12 @@ def test_one_section_and_none_of_that_name() -> None:
     done = CliRunner().invoke(app, ["keys", "egine"])
     assert done.exit_code == 2
     assert done.stderr == f"distsam: keys: there is no section 'egine'; there are {', '.join(section_names())}\n"
+
+
+def test_the_keys_of_another_task_and_of_none() -> None:
+    done = CliRunner().invoke(app, ["keys", "model", "--task", "classification"])
+    assert done.exit_code == 0
+    assert "model.adapters (default null)" in done.stdout
+    done = CliRunner().invoke(app, ["keys", "--task", "nonsense"])
+    assert done.exit_code == 2
+    assert done.stderr.startswith("distsam: --task: 'nonsense' is no task.kind; there are completion, classification")
