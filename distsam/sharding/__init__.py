@@ -3,26 +3,20 @@
 from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import place_model, shard
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
-from distsam.sharding.ownership import (
-    LocalPieces,
-    PausedPieces,
-    Pieces,
-    are_finite,
-    is_sharded,
-    local_tensor,
-    pausable,
-    placed_like,
-)
-from distsam.sharding.plan import Axes, Plan, ShardPlan
-from distsam.sharding.plans import PLANS, Fsdp, Replicate, plan_named
+from distsam.sharding.local import is_sharded, local_tensor, placed_like
+from distsam.sharding.ownership import LocalPieces, PausedPieces, Pieces, are_finite, pausable
+from distsam.sharding.plan import Axes, NetworkWeights, Plan, ShardPlan
+from distsam.sharding.plans import PLANS, Bond, Fsdp, Replicate, plan_named
 from distsam.sharding.world import World, close_world, open_world
 
 __all__ = [
     "PLANS",
     "Axes",
+    "Bond",
     "Fsdp",
     "Layout",
     "LocalPieces",
+    "NetworkWeights",
     "PausedPieces",
     "Pieces",
     "Plan",

@@ -1,6 +1,8 @@
-"""Put a model's weights where a plan says: FSDP2 for what is sharded, averaged gradients for what is whole."""
+"""Put a model's weights where a plan says: FSDP2 for what a data axis cuts, pieces of cores for what bonds cut,
+averaged gradients for what the data ranks hold alike."""
 
 from dataclasses import replace
+from math import prod
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -8,6 +10,7 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from distsam.errors import ArgumentError
+from distsam.sharding.bonds import cut_bonds, network_weights
 from distsam.sharding.collectives import broadcast_from_first_, new_group, world_size
 from distsam.sharding.gathered import remember
 from distsam.sharding.groups import shard_groups
@@ -29,8 +32,9 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
         model: a module, with its full weights, on the mesh's device.
         mesh: over the whole world, 1-D or 2-D (replicate x shard, axes named), of any axes with a ShardPlan; in a world
             of one process None, or a mesh of one rank, leaves the model as it is.
-        plan: "replicate" or "fsdp", for which every axis is a data axis, or a ShardPlan made for this mesh and model.
-            By name, parameters that are frozen (requires_grad=False) stay whole on every rank.
+        plan: "replicate" or "fsdp", for which every axis is a data axis, "bond" for a mesh of one axis whose ranks see
+            the same data, or a ShardPlan made for this mesh and model. By name, parameters that are frozen
+            (requires_grad=False) stay whole on every rank.
 
     Returns:
         The same module.
@@ -45,7 +49,7 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
         whole or an axis is no data axis. Afterwards per pass: "fsdp" one all-gather per call of a network forward, one
         all-gather and one reduce-scatter backward (and one all-reduce with two data axes); whole parameters one
-        all-reduce per 25 MiB backward. Every rank calls it.
+        all-reduce per 25 MiB backward; cores cut along bonds those of `CutCores`. Every rank calls it.
 
     Raises:
         ArgumentError: a plan that the mesh or the model cannot serve, or one made for another mesh or model; under
@@ -58,7 +62,7 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     if mesh is None or num_ranks == 1:
         return model
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    found = place_model(family, model, _axes_of(mesh)) if family is not None else plan
+    found = place_model(family, model, _axes_of(mesh, family)) if family is not None else plan
     assert isinstance(found, ShardPlan)
     _check_made_for(found, mesh, shapes)
     broadcast_from_first_([*(p.detach() for p in model.parameters()), *model.buffers()])
@@ -75,14 +79,19 @@ def place_model(plan: Plan, model: nn.Module, axes: Axes) -> ShardPlan:
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     trained = {name: shapes[name] for name, p in model.named_parameters() if p.requires_grad}
-    found = plan.place(trained, axes)
+    found = plan.place(trained, axes, network_weights(model))
     placements = {name: (None,) * len(axes) for name in shapes} | dict(found.placements)
     return replace(found, shapes=tuple(shapes.items()), placements=tuple(placements.items()))
 
 
-def _axes_of(mesh: DeviceMesh) -> Axes:
-    """The axes of a mesh for a plan that takes all of them for data axes."""
-    if mesh.ndim > 2 or (mesh.ndim == 2 and mesh.mesh_dim_names is None):
+def _axes_of(mesh: DeviceMesh, plan: Plan) -> Axes:
+    """The axes of a mesh for a plan that is known by its name alone."""
+    wanted = plan.axes(mesh.size())
+    if any(name not in plan.data_axes for name, _ in wanted):
+        if len(wanted) != mesh.ndim or tuple(name for name, _ in wanted) != mesh.mesh_dim_names:
+            problem = f"of shape {tuple(mesh.shape)}: use one with the axes {', '.join(name for name, _ in wanted)}"
+            raise ArgumentError("mesh", f"{problem}, as make_layout makes it, or a ShardPlan")
+    elif mesh.ndim > 2 or (mesh.ndim == 2 and mesh.mesh_dim_names is None):
         problem = f"of shape {tuple(mesh.shape)}: use one axis, two named axes (replicate, shard), or a ShardPlan"
         raise ArgumentError("mesh", problem)
     return tuple(zip(mesh.mesh_dim_names or ("shard",), mesh.shape, strict=True))
@@ -98,29 +107,57 @@ def _check_made_for(plan: ShardPlan, mesh: DeviceMesh, shapes: dict[str, tuple[i
         planned, here = dict(plan.shapes).get(name), shapes.get(name)
         if planned != here:
             raise ArgumentError("plan", f"made for {name} of shape {planned}: the model has {here}")
-    data = [dim for dim, (name, _) in enumerate(plan.axes) if name in plan.data_axes]
+    if len(plan.contracted_axes) > 1:
+        raise ArgumentError(
+            "plan", f"{plan.name} cuts along {', '.join(plan.contracted_axes)}: only one axis of bonds can"
+        )
     for name, dims in plan.placements:
-        cutting = [axis for axis, dim in enumerate(dims) if dim is not None]
-        if cutting and (cutting != data[-1:] or len(data) > 2):
-            problem = f"{plan.name} cuts {name} by {dims} on {plan.axes}: FSDP2 cuts by the last of up to 2 data axes"
-            raise ArgumentError("plan", problem)
+        _check_gathered(plan, name, dims)
+
+
+def _check_gathered(plan: ShardPlan, name: str, dims: tuple[int | None, ...]) -> None:
+    """What FSDP2 can gather: what the last of up to two data axes cuts, evenly or along dim 0."""
+    data = [axis for axis, (axis_name, _) in enumerate(plan.axes) if axis_name in plan.data_axes]
+    cutting = [axis for axis in data if dims[axis] is not None]
+    if not cutting:
+        return
+    if cutting != data[-1:] or len(data) > 2:
+        problem = f"{plan.name} cuts {name} by {dims} on {plan.axes}: FSDP2 cuts by the last of up to 2 data axes"
+        raise ArgumentError("plan", problem)
+    [axis] = cutting
+    shape, dim, size = dict(plan.shapes)[name], dims[axis], plan.axes[axis][1]
+    if dim and shape[dim] % size:
+        problem = (
+            f"{plan.name} cuts dim {dim} of {name} of shape {shape} into {size} pieces: FSDP2 cuts only dim 0 unevenly"
+        )
+        raise ArgumentError("plan", problem)
 
 
 def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> None:
-    dims = {id(p): next((d for d in plan.dims_of(n) if d is not None), None) for n, p in model.named_parameters()}
-    whole = [p for p in model.parameters() if dims[id(p)] is None]
-    is_sharded = len(whole) < len(dims)
+    gathered_dim = {
+        name: next(
+            (d for d, (axis, _) in zip(dims, plan.axes, strict=True) if axis in plan.data_axes and d is not None), None
+        )
+        for name, dims in plan.placements
+    }
+    for axis in plan.contracted_axes:
+        cut_bonds(model, mesh[axis], plan)
+    dims = {id(p): gathered_dim[name] for name, p in model.named_parameters()}
+    # The gradients of these differ between data ranks, and are averaged; the others FSDP2 reduces.
+    alike = [p for p in model.parameters() if dims[id(p)] is None]
+    is_gathered = len(alike) < len(dims)
     names = [name for name, _ in plan.axes]
     has_copies = set(plan.data_axes) < set(names)
-    if is_sharded:
+    if is_gathered:
         data_mesh = mesh[tuple(name for name in names if name in plan.data_axes)] if has_copies else mesh
-        _shard_modules(model, data_mesh, dims, set(whole))
+        _shard_modules(model, data_mesh, dims, set(alike))
         remember(model)
-    if whole and has_copies:
-        GradientAverager(whole, new_group(ranks_along(mesh, names, plan.data_axes)))
-    elif whole:
+    num_data_ranks = prod(size for name, size in plan.axes if name in plan.data_axes)
+    if alike and has_copies and num_data_ranks > 1:
+        GradientAverager(alike, new_group(ranks_along(mesh, names, plan.data_axes)))
+    elif alike and not has_copies:
         # FSDP2 reduces in the same backward: a group of our own keeps the two orders apart.
-        GradientAverager(whole, new_group() if is_sharded else None)
+        GradientAverager(alike, new_group() if is_gathered else None)
 
 
 def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:

@@ -9,6 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Torch 2.13 has new names for these two and warns of the old ones; 2.11 has only those.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 def is_distributed() -> bool:
     """True if this process belongs to a process group (also one of world size 1)."""
@@ -58,6 +62,38 @@ def start_all_reduce_sum_(buffer: Tensor, group: dist.ProcessGroup | None = None
             work.wait()
 
     return wait
+
+
+def gather_pieces(piece: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The pieces of all ranks of `group`, one behind the other along dim 0.
+
+    Args:
+        piece: (m, ...) contiguous, of the same shape on every rank.
+
+    Returns:
+        (m x ranks, ...).
+
+    Collectives: one all_gather of `piece`; every rank of the group calls it.
+    """
+    whole = piece.new_empty(piece.shape[0] * world_size(group), *piece.shape[1:])
+    _all_gather(whole, piece, group=group)
+    return whole
+
+
+def scatter_sum(summand: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """This rank's piece, along dim 0, of the sum of `summand` over `group`.
+
+    Args:
+        summand: (m x ranks, ...) contiguous, of the same shape on every rank.
+
+    Returns:
+        (m, ...).
+
+    Collectives: one reduce_scatter(sum) of `summand`; every rank of the group calls it.
+    """
+    piece = summand.new_empty(summand.shape[0] // world_size(group), *summand.shape[1:])
+    _reduce_scatter(piece, summand, group=group)
+    return piece
 
 
 def new_group(members: Sequence[Sequence[int]] | None = None) -> dist.ProcessGroup | None:

@@ -11,28 +11,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate
 from distsam.sharding.collectives import all_reduce_sum_, rank, world_size
 from distsam.sharding.gathered import discard_pass
 from distsam.sharding.layout import loss_weight_of
+from distsam.sharding.local import local_tensor
 from distsam.sharding.replicate import averagers_of
-
-
-def local_tensor(tensor: Tensor) -> Tensor:
-    """This rank's piece as it is now, sharing storage, for use under no_grad; a plain tensor is its own piece.
-
-    Not to_local(): it makes a new view of a parameter at every call, as slow as copying a small core.
-    """
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-
-
-def is_sharded(tensor: Tensor) -> bool:
-    """True for a DTensor, whatever its placements."""
-    return isinstance(tensor, DTensor)
-
-
-def placed_like(param: nn.Parameter, local: Tensor) -> Tensor:
-    """The DTensor, of the shape and placements of the DTensor `param`, whose piece on this rank is `local`."""
-    assert isinstance(param, DTensor)
-    return DTensor.from_local(
-        local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-    )
 
 
 @torch.no_grad()

@@ -5,8 +5,22 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from distsam.errors import InputError
+from distsam.tensornet import NetworkSpec
 
 Axes = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class NetworkWeights:
+    """A network within a model, by the names of its parameters.
+
+    Args:
+        spec: what the cores are.
+        parameters: K names, in the order of `spec.cores`.
+    """
+
+    spec: NetworkSpec
+    parameters: tuple[str, ...]
 
 
 class Plan(Protocol):
@@ -31,8 +45,15 @@ class Plan(Protocol):
         """
         ...
 
-    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> "ShardPlan":
+    def place(
+        self, named_shapes: Mapping[str, Sequence[int]], axes: Axes, networks: Sequence[NetworkWeights] = ()
+    ) -> "ShardPlan":
         """The placement of every parameter on these axes.
+
+        Args:
+            named_shapes: parameter -> its full shape.
+            axes: what `axes` gave.
+            networks: those that can be contracted in pieces; a parameter of none is only ever gathered.
 
         Raises:
             ArgumentError: the axes can serve none of the parameters.
@@ -49,11 +70,12 @@ class ShardPlan:
         axes: (name, size) of the mesh axes, slowest first.
         data_axes: those of them along which ranks see different data.
         shapes: (parameter, full shape) in the model's order.
-        placements: (parameter, per axis the dim that it cuts, or None where its ranks hold the same).
+        placements: (parameter, per axis the dim that it cuts, or None where its ranks hold the same). Pieces are those
+            of torch.chunk: all of one length but the last ones, which may be shorter, or empty.
 
     Raises:
         InputError: axes that are none, or named twice; a placement that is missing, too many, of another length than
-            the axes, or that cuts a dim that does not exist, is cut already, or is not divided.
+            the axes, or that cuts a dim that does not exist, is cut already, or has no elements.
     """
 
     name: str
@@ -76,12 +98,10 @@ class ShardPlan:
             raise self._wrong(f"{name} has {len(dims)} placements; give a dim or None for each axis of {self.axes}")
         cut = [dim for dim in dims if dim is not None]
         for (axis, size), dim in zip(self.axes, dims, strict=True):
-            if dim is None:
-                continue
-            if not 0 <= dim < len(shape) or 0 in shape or shape[dim] % size or cut.count(dim) > 1:
+            if dim is not None and (not 0 <= dim < len(shape) or 0 in shape or cut.count(dim) > 1):
                 raise self._wrong(
                     f"{name} of shape {shape} cannot be cut along dim {dim} into {size} pieces by axis {axis}; "
-                    "use a dim that they divide, each dim once, or None"
+                    "use one of its dims, each dim once, or None"
                 )
 
     def _wrong(self, problem: str) -> InputError:
@@ -100,6 +120,23 @@ class ShardPlan:
         """True if every rank holds all of `parameter`."""
         return all(dim is None for dim in self.dims_of(parameter))
 
+    def piece_of(self, parameter: str, coordinate: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Where the piece of `parameter` begins, and its shape, on the rank at `coordinate` of the mesh."""
+        shape = list(dict(self.shapes)[parameter])
+        offsets = [0] * len(shape)
+        for (_, size), dim, position in zip(self.axes, self.dims_of(parameter), coordinate, strict=True):
+            if dim is not None:
+                length, step = shape[dim], -(-shape[dim] // size)
+                offsets[dim] = min(position * step, length)
+                shape[dim] = min((position + 1) * step, length) - offsets[dim]
+        return tuple(offsets), tuple(shape)
+
+    @property
+    def contracted_axes(self) -> tuple[str, ...]:
+        """The axes that cut and are no data axes: their ranks compute together, each with its pieces of the cores."""
+        used = {n for _, dims in self.placements for n, dim in enumerate(dims) if dim is not None}
+        return tuple(name for n, (name, _) in enumerate(self.axes) if n in used and name not in self.data_axes)
+
     def describe(self) -> str:
         """One line for the mesh and one per parameter, for people."""
         mesh = " x ".join(f"{size} ({name})" for name, size in self.axes)
@@ -114,7 +151,7 @@ class ShardPlan:
 
     def _where(self, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> str:
         cuts = [
-            f"dim {dim} cut into {size} pieces of {shape[dim] // size}"
+            f"dim {dim} cut into {size} pieces of {'at most ' if shape[dim] % size else ''}{-(-shape[dim] // size)}"
             for (_, size), dim in zip(self.axes, dims, strict=True)
             if dim is not None
         ]

@@ -1,4 +1,4 @@
-"""Gradients of replicated parameters, averaged over the data axes while backward runs.
+"""Gradients of parameters that the data ranks hold alike, averaged over them while backward runs.
 
 The hooks sit on the parameters, so any method of the model may be differentiated (`at`, `dense`, `forward`),
 and a rank on which a parameter had no gradient still takes part: with zeros, and with a 0 in a count that says on
@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.utils.weak import WeakIdKeyDictionary
 
 from distsam.sharding.collectives import start_all_reduce_sum_, world_size
+from distsam.sharding.local import local_tensor, placed_like
 
 BUCKET_BYTES = 25 * 2**20
 # So few bytes take no longer to send after backward than during it.
@@ -42,7 +43,8 @@ class GradientAverager:
     The host reads the counts only on a rank, and only in a backward, where a gradient is missing.
 
     Args:
-        params: plain parameters, the same list in the same order on every rank.
+        params: plain parameters, or DTensors whose pieces the ranks of `group` hold alike; the same list in the same
+            order on every rank.
         group: the ranks whose gradients differ, those along the data axes; None is the world. Where FSDP2 reduces in
             the same backward it must be another group than FSDP2's: ranks may start the two in different orders.
 
@@ -81,7 +83,7 @@ class GradientAverager:
         if len(self._buckets) != 1 or self._num_ranks != world_size():
             return False
         first = self._buckets[0].params[0]
-        num_bytes = sum(p.numel() for p in self._buckets[0].params) * first.element_size()
+        num_bytes = sum(local_tensor(p).numel() for p in self._buckets[0].params) * first.element_size()
         return num_bytes <= SMALL_BYTES and first.dtype in (torch.float32, torch.float64)
 
     def complete(self) -> None:
@@ -155,10 +157,10 @@ class GradientAverager:
         if not bucket.sent and self._companions is None:
             return
         is_there = [p.grad is not None for p in bucket.sent]
-        counts = bucket.params[0].new_ones(len(is_there))
+        counts = local_tensor(bucket.params[0]).new_ones(len(is_there))
         if not all(is_there):
             counts = counts.new_tensor(is_there)
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in bucket.sent]
+        grads = [torch.zeros_like(local_tensor(p)) if p.grad is None else local_tensor(p.grad) for p in bucket.sent]
         companions = counts[:0] if self._companions is None else self._companions.to(counts.dtype)
         bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts, companions])
         # Before the sum, which float16 might not hold.
@@ -202,16 +204,15 @@ def _hook_gradient(param: nn.Parameter, hook: Callable[[Tensor], None]) -> None:
 
 def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> Tensor:
     """Put the means in place of the gradients, None where no rank has one; what came behind them is returned."""
-    num_grads = sum(p.numel() for p in params)
-    *pieces, counts, sums = buffer.split(
-        [*(p.numel() for p in params), len(params), len(buffer) - num_grads - len(params)]
-    )
-    means = [x.view_as(p) for x, p in zip(pieces, params, strict=True)]
+    pieces = [local_tensor(p) for p in params]
+    lengths = [piece.numel() for piece in pieces]
+    *sent, counts, sums = buffer.split([*lengths, len(params), len(buffer) - sum(lengths) - len(params)])
+    means = [x.view_as(piece) for x, piece in zip(sent, pieces, strict=True)]
     if any(p.grad is None for p in params):
         for param, mean, count in zip(params, means, counts.tolist(), strict=True):
             if param.grad is None and count > 0:
-                param.grad = torch.empty_like(param).copy_(mean)
-    kept = [(p.grad, mean) for p, mean in zip(params, means, strict=True) if p.grad is not None]
+                param.grad = placed_like(param, torch.empty_like(mean).copy_(mean))
+    kept = [(local_tensor(p.grad), mean) for p, mean in zip(params, means, strict=True) if p.grad is not None]
     if kept:
         torch._foreach_copy_([g for g, _ in kept], [mean for _, mean in kept])
     return sums
@@ -221,7 +222,7 @@ def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:
     buckets: list[_Bucket] = []
     room = 0
     for param in params:
-        size = param.numel() * param.element_size()
+        size = local_tensor(param).numel() * param.element_size()
         last = buckets[-1].params[-1] if buckets else None
         if last is None or size > room or last.dtype != param.dtype or last.device != param.device:
             buckets.append(_Bucket([]))

@@ -1,5 +1,6 @@
 """What is a tensor network? Specs, formats, contraction, entries, start values, decompositions."""
 
+from distsam.tensornet.contractor import Contractor, Cores
 from distsam.tensornet.core_network import CoreNetwork
 from distsam.tensornet.formats import cp, einsum_network, tr, tt, tt_matrix, tucker
 from distsam.tensornet.network import TensorNetwork
@@ -7,7 +8,9 @@ from distsam.tensornet.networks import NetworkModule, as_network, core_networks,
 from distsam.tensornet.spec import NetworkSpec
 
 __all__ = [
+    "Contractor",
     "CoreNetwork",
+    "Cores",
     "NetworkModule",
     "NetworkSpec",
     "TensorNetwork",

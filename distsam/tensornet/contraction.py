@@ -85,6 +85,14 @@ def plan_contraction(
     return min(plans, key=lambda plan: plan.multiply_adds)
 
 
+def plan_along(
+    path: Sequence[tuple[int, int]], operands: tuple[Indices, ...], output: Indices, sizes: tuple[tuple[str, int], ...]
+) -> ContractionPlan:
+    """The plan that takes the two tensors at these positions (the lower first) out of those that remain, again and
+    again, and puts the result at the end."""
+    return _plan_along(path, operands, output, dict(sizes))
+
+
 def contiguous(operands: Sequence[Indices]) -> list[int]:
     """An order in which each operand shares an index with those before it, wherever one does; the lowest number first,
     so that neighbours stay."""
@@ -202,13 +210,19 @@ def contract(plan: ContractionPlan, tensors: Sequence[Tensor]) -> Tensor:
     for pair in plan.pairs:
         a, b = (remaining[position] for position in pair.positions)
         remaining = [t for n, t in enumerate(remaining) if n not in pair.positions]
-        remaining.append(_contract_pair(pair, a, b))
+        remaining.append(contract_pair(pair, a, b))
     (tensor,) = remaining
+    return in_output_order(plan, tensor)
+
+
+def in_output_order(plan: ContractionPlan, tensor: Tensor) -> Tensor:
+    """What the last pair of `plan` made, dims in the order of its output; a lone operand's other indices are summed."""
     indices = plan.pairs[-1].result if plan.pairs else plan.operands[0]
     return _arranged(tensor, indices, [(index,) for index in plan.output])
 
 
-def _contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
+def contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
+    """The result of one pair; dims of `a` and `b` as the pair names them."""
     sizes = dict(zip(pair.a + pair.b, a.shape + b.shape, strict=True))
     if not pair.summed or not (pair.free_a or pair.free_b):
         return _multiply(pair, a, b)

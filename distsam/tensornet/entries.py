@@ -28,14 +28,24 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
     Raises:
         IndexError: a position is outside its mode (on an accelerator torch's own assertion, without a wait).
     """
-    checked = _check_range(indices, spec.shape)
+    checked = check_range(indices, spec.shape)
     positions = dict(zip(spec.modes, checked.unbind(1), strict=True))
     tables = [contract(group.merge, [cores[k] for k in group.cores]) for group in plan.groups]
-    rows = [_combined_rows(group, spec, positions) for group in plan.groups]
-    if not plan.batch_last:
-        return contract(plan.join, [_take(*item) for item in zip(plan.groups, tables, rows, strict=True)])
-    # Autocast may have merged some tables in a lower precision: all are gathered and summed in that of the cores.
-    columns = (_columns(*item).to(cores[0].dtype) for item in zip(plan.groups, tables, strict=True))
+    rows = [combined_rows(group, spec, positions) for group in plan.groups]
+    if plan.batch_last:
+        return product_sums(plan, tables, rows, cores[0].dtype)
+    return contract(plan.join, [take_rows(*item) for item in zip(plan.groups, tables, rows, strict=True)])
+
+
+def product_sums(
+    plan: EntryPlan, tables: Sequence[Tensor], rows: Sequence[Tensor | None], dtype: torch.dtype
+) -> Tensor:
+    """(B,) values of a plan whose join is a product and a sum, from its tables and the row that each entry takes.
+
+    Args:
+        dtype: of the cores: autocast may have merged some tables in a lower one; all are gathered and summed in this.
+    """
+    columns = (_columns(*item).to(dtype) for item in zip(plan.groups, tables, strict=True))
     return _ProductSum.apply(*columns, *rows)
 
 
@@ -45,7 +55,12 @@ def _columns(group: GroupPlan, table: Tensor) -> Tensor:
     return table.reshape(-1, num_rows).contiguous()
 
 
-def _check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
+def check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:
+    """The indices, if each is within its mode; see `mark_outside` for accelerators.
+
+    Raises:
+        IndexError: one is not.
+    """
     if indices.device.type != "cpu":
         return mark_outside(indices, shape)
     if indices.numel():
@@ -68,13 +83,15 @@ def mark_outside(indices: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.where(outside.any(1, keepdim=True), -1, indices)
 
 
-def _combined_rows(group: GroupPlan, spec: NetworkSpec, positions: Mapping[str, Tensor]) -> Tensor | None:
+def combined_rows(group: GroupPlan, spec: NetworkSpec, positions: Mapping[str, Tensor]) -> Tensor | None:
+    """(B,) which row of the group's table each entry takes; None where every entry uses it all."""
     if not group.modes:
         return None
     return reduce(lambda row, mode: row * spec.size(mode) + positions[mode], group.modes[1:], positions[group.modes[0]])
 
 
-def _take(group: GroupPlan, table: Tensor, rows: Tensor | None) -> Tensor:
+def take_rows(group: GroupPlan, table: Tensor, rows: Tensor | None) -> Tensor:
+    """The row of its table for each entry, with the batch in the place of the modes."""
     if rows is None:
         return table
     first = group.merge.output.index(group.modes[0])

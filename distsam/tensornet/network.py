@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
-from distsam.tensornet.contraction import contract, plan_contraction
-from distsam.tensornet.entries import entries_of
+from distsam.tensornet.contractor import Contractor, WholeCores
 from distsam.tensornet.initial import draw_cores
-from distsam.tensornet.planner import plan_entries
-from distsam.tensornet.products import BatchPlans, multiply, rows
+from distsam.tensornet.products import BatchPlans
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -57,6 +55,7 @@ class TensorNetwork(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ArgumentError("dtype", f"{dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
+        self._contractor: Contractor = WholeCores(spec)
         shapes = spec.core_shapes
         self.cores = nn.ParameterList(nn.Parameter(torch.empty(s, dtype=dtype, device=device)) for s in shapes)
         if not any(core.is_meta for core in self.cores):
@@ -103,20 +102,23 @@ class TensorNetwork(nn.Module):
         if indices.dtype != torch.int64 or indices.dim() != 2 or indices.shape[1] != self.spec.order:
             given = f"has shape {tuple(indices.shape)}, {indices.dtype}"
             raise ArgumentError("indices", f"{given}; it must be (B, {self.spec.order}), torch.int64")
-        return entries_of(plan_entries(self.spec, indices.shape[0]), self.spec, list(self.cores), indices)
+        return self._contractor.entries(self.cores, indices)
 
     def dense(self) -> Tensor:
         """The full tensor T, of shape `spec.shape`."""
-        plan = plan_contraction(self.spec.cores, self.spec.modes, self.spec.sizes)
-        return contract(plan, list(self.cores)).contiguous()
+        return self._contractor.dense(self.cores)
 
     def multiply(self, vectors: Tensor, plans: BatchPlans) -> Tensor:
         """T as a linear map, without building it where that is cheaper: see `products.multiply`."""
-        return multiply(plans, list(self.cores), vectors)
+        return self._contractor.multiply(self.cores, vectors, plans)
 
     def rows(self, positions: Tensor, plans: BatchPlans) -> Tensor:
         """Slices of T, one for each of a batch of positions: see `products.rows`."""
-        return rows(plans, self.spec, list(self.cores), positions)
+        return self._contractor.rows(self.cores, positions, plans)
+
+    def contract_with(self, contractor: Contractor) -> None:
+        """Leave all computing with the cores to `contractor`: for cores of which a process holds pieces only."""
+        self._contractor = contractor
 
     @torch.no_grad()
     def load_cores(self, cores: Sequence[Tensor]) -> None:

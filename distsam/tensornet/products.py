@@ -1,5 +1,6 @@
 """A network as a linear map: contracted with a batch of vectors, or with some modes fixed for each of a batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -84,9 +85,15 @@ def rows(plans: BatchPlans, spec: NetworkSpec, cores: list[Tensor], positions: T
     Returns:
         (B, *sizes of the other modes).
     """
-    column = {mode: n for n, mode in enumerate(plans.modes)}
+    taken = slices_of(plans.modes, spec, cores, positions)
+    return contract(plans.for_batch(positions.shape[0]), taken).contiguous()
+
+
+def slices_of(modes: Indices, spec: NetworkSpec, cores: Sequence[Tensor], positions: Tensor) -> list[Tensor]:
+    """Each core at the positions of its one mode among `modes`, a batch in the place of that mode; see `gathered`."""
+    column = {mode: n for n, mode in enumerate(modes)}
     taken = []
     for indices, core in zip(spec.cores, cores, strict=True):
         dim = next((d for d, index in enumerate(indices) if index in column), None)
         taken.append(core if dim is None else core.index_select(dim, positions[:, column[indices[dim]]]))
-    return contract(plans.for_batch(positions.shape[0]), taken).contiguous()
+    return taken

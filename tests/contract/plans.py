@@ -14,7 +14,19 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 import distsam
-from distsam.sharding import Axes, Fsdp, Plan, Replicate, ShardPlan, World, loss_weight_of, make_layout
+from distsam.sharding import (
+    Axes,
+    Bond,
+    Fsdp,
+    NetworkWeights,
+    Plan,
+    Replicate,
+    ShardPlan,
+    World,
+    loss_weight_of,
+    make_layout,
+    place_model,
+)
 from distsam.sharding.collectives import all_reduce_sum_, is_distributed, rank, world_size
 
 RHO, LR, MOMENTUM, NUM_STEPS = 0.1, 0.05, 0.9, 8
@@ -32,7 +44,9 @@ class Twins:
         twins = 2 if world_size % 2 == 0 else 1
         return (("data", world_size // twins), ("twin", twins))
 
-    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> ShardPlan:
+    def place(
+        self, named_shapes: Mapping[str, Sequence[int]], axes: Axes, networks: Sequence[NetworkWeights] = ()
+    ) -> ShardPlan:
         inner = self.inner.place(named_shapes, axes[:1])
         placements = tuple((name, (*dims, None)) for name, dims in inner.placements)
         return ShardPlan(self.name, axes, self.data_axes, inner.shapes, placements)
@@ -44,6 +58,8 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "fsdp:2": lambda: Fsdp(2),
     "twins": lambda: Twins(Replicate()),
     "twins:fsdp": lambda: Twins(Fsdp()),
+    "bond": Bond,
+    "bond:2": lambda: Bond(2),
 }
 
 
@@ -56,7 +72,7 @@ def train_on(name: str) -> dict[str, Any]:
     plan, model = PLANS[name](), Model().double()
     world = World(rank(), world_size(), rank(), torch.device("cpu"))
     layout = make_layout(world, plan)
-    distsam.shard(model, layout.mesh, plan.place(shapes_of(model), layout.axes))
+    distsam.shard(model, layout.mesh, place_model(plan, model, layout.axes))
     base = torch.optim.SGD(model.parameters(), lr=LR, momentum=MOMENTUM)
     optimizer = distsam.SAM(base, rho=RHO)
     coordinator = distsam.BalanceCoordinator(model, optimizer)
@@ -88,7 +104,7 @@ def train_on(name: str) -> dict[str, Any]:
 def refusal_of_another_mesh(name: str) -> str:
     """What `shard` says when the plan was made for twice as many ranks."""
     plan, model = PLANS[name](), Model().double()
-    made = plan.place(shapes_of(model), plan.axes(2 * world_size()))
+    made = place_model(plan, model, plan.axes(2 * world_size()))
     try:
         distsam.shard(model, init_device_mesh("cpu", (world_size(),)), made)
     except distsam.InputError as error:

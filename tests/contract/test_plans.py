@@ -9,23 +9,25 @@ from methods import Model
 from plans import PLANS, reference, refusal_of_another_mesh, shapes_of, train_on
 from rank_pool import RankPool
 
+from distsam.sharding import place_model
+
 every_plan = pytest.mark.parametrize("name", PLANS)
 
 
 @every_plan
 @pytest.mark.parametrize("num_ranks", [2, 4])
 def test_every_parameter_has_a_placement_along_every_axis_and_is_printed(name: str, num_ranks: int) -> None:
-    plan, shapes = PLANS[name](), shapes_of(Model())
-    axes = plan.axes(num_ranks)
-    placed = plan.place(shapes, axes)
+    plan, model = PLANS[name](), Model()
+    shapes, axes = shapes_of(model), plan.axes(num_ranks)
+    placed = place_model(plan, model, axes)
     assert prod(size for _, size in axes) == num_ranks
     assert set(plan.data_axes) <= {axis for axis, _ in axes}
     assert (placed.axes, placed.data_axes, dict(placed.shapes)) == (axes, plan.data_axes, shapes)
     assert [(parameter, len(dims)) for parameter, dims in placed.placements] == [(p, len(axes)) for p in shapes]
     text = placed.describe()
     assert all(word in text for word in (placed.name, *shapes, *(axis for axis, _ in axes)))
-    assert plan.place(shapes, axes) == placed
-    assert len({placed, plan.place(shapes, axes)}) == 1
+    assert place_model(plan, model, axes) == placed
+    assert len({placed, place_model(plan, model, axes)}) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "fsdp:2"])

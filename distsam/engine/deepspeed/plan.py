@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distsam.sharding import Axes, Replicate, ShardPlan
+from distsam.sharding import Axes, NetworkWeights, Replicate, ShardPlan
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,9 @@ class Zero(Replicate):
         """For people; users choose it by the stage."""
         return f"zero{self.stage}"
 
-    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> ShardPlan:
+    def place(
+        self, named_shapes: Mapping[str, Sequence[int]], axes: Axes, networks: Sequence[NetworkWeights] = ()
+    ) -> ShardPlan:
         """Cuts no dim: at stage 3 DeepSpeed cuts the flattened weights."""
         whole = super().place(named_shapes, axes)
         kind = _CutFlat if self.stage == 3 else ShardPlan

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from distsam.errors import ArgumentError
 from distsam.sharding.plan import Plan
+from distsam.sharding.plans.bond import Bond
 from distsam.sharding.plans.fsdp import Fsdp
 from distsam.sharding.plans.replicate import Replicate
 
 # Word -> how to build it, with its defaults.
-PLANS: dict[str, Callable[[], Plan]] = {"replicate": Replicate, "fsdp": Fsdp}
+PLANS: dict[str, Callable[[], Plan]] = {"replicate": Replicate, "fsdp": Fsdp, "bond": Bond}
 
 
 def plan_named(name: str) -> Plan:
@@ -22,4 +23,4 @@ def plan_named(name: str) -> Plan:
     return PLANS[name]()
 
 
-__all__ = ["PLANS", "Fsdp", "Replicate", "plan_named"]
+__all__ = ["PLANS", "Bond", "Fsdp", "Replicate", "plan_named"]

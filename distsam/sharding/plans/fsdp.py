@@ -4,14 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distsam.errors import ArgumentError
-from distsam.sharding.plan import Axes, ShardPlan
+from distsam.sharding.plan import Axes, NetworkWeights, ShardPlan
 
 
 @dataclass(frozen=True)
 class Fsdp:
-    """Each parameter cut along its widest dim that the last axis divides; one that has no such dim stays whole.
+    """Each parameter cut along its widest dim that the last axis divides.
 
-    Nothing is padded, so a shard is never empty.
+    One that has no such dim is cut unevenly along dim 0, the only one along which FSDP2 can do that, as long as what
+    FSDP2 adds to make the pieces equal at most doubles it; else it stays whole.
 
     Args:
         replicas: how many copies of the whole model the ranks hold together; it must divide the world size.
@@ -40,19 +41,21 @@ class Fsdp:
         shards = ("shard", world_size // self.replicas)
         return (shards,) if self.replicas == 1 else (("replicate", self.replicas), shards)
 
-    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> ShardPlan:
+    def place(
+        self, named_shapes: Mapping[str, Sequence[int]], axes: Axes, networks: Sequence[NetworkWeights] = ()
+    ) -> ShardPlan:
         """Cuts along the last of `axes`; all of them are data axes.
 
         Raises:
-            ArgumentError: it divides no dim of any parameter.
+            ArgumentError: it can cut no parameter.
         """
         shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
         num_shards = axes[-1][1]
-        dims = [_widest(shape, num_shards) for _, shape in shapes]
+        dims = [_dim_to_cut(shape, num_shards) for _, shape in shapes]
         if shapes and all(dim is None for dim in dims):
             raise ArgumentError(
                 "plan",
-                f"fsdp: no core has a dim that {num_shards} ranks divide; "
+                f"fsdp: no core has a dim that {num_shards} ranks divide, or nearly; "
                 f"use a shard axis of {_usable([shape for _, shape in shapes])} ranks, or replicate",
             )
         along_others = (None,) * (len(axes) - 1)
@@ -60,14 +63,18 @@ class Fsdp:
         return ShardPlan(self.name, axes, tuple(name for name, _ in axes), shapes, placements)
 
 
-def _widest(shape: tuple[int, ...], num_shards: int) -> int | None:
+def _dim_to_cut(shape: tuple[int, ...], num_shards: int) -> int | None:
     if 0 in shape:
         return None
     fitting = [(size, -dim) for dim, size in enumerate(shape) if size % num_shards == 0]
-    return -max(fitting)[1] if fitting else None
+    if fitting:
+        return -max(fitting)[1]
+    # Uneven: whole on every rank it would cost its full memory there, and an averager of its own.
+    is_worth_filling = bool(shape) and shape[0] > 1 and -(-shape[0] // num_shards) * num_shards <= 2 * shape[0]
+    return 0 if is_worth_filling else None
 
 
 def _usable(shapes: Sequence[tuple[int, ...]]) -> str:
     """Shard counts that at least one parameter can serve, for the error message."""
-    counts = [n for n in range(2, 65) if any(_widest(shape, n) is not None for shape in shapes)]
+    counts = [n for n in range(2, 65) if any(_dim_to_cut(shape, n) is not None for shape in shapes)]
     return ", ".join(map(str, counts[:8])) or "1"

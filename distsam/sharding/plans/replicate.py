@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from distsam.sharding.plan import Axes, ShardPlan
+from distsam.sharding.plan import Axes, NetworkWeights, ShardPlan
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class Replicate:
         """One axis of all ranks."""
         return (("replicate", world_size),)
 
-    def place(self, named_shapes: Mapping[str, Sequence[int]], axes: Axes) -> ShardPlan:
+    def place(
+        self, named_shapes: Mapping[str, Sequence[int]], axes: Axes, networks: Sequence[NetworkWeights] = ()
+    ) -> ShardPlan:
         """Cuts nothing, on any axes; all of them are data axes."""
         shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
         whole = (None,) * len(axes)

@@ -1,0 +1,210 @@
+"""Contract a network of which each rank holds pieces of the cores, cut along bonds."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from distsam.sharding.meetings import (
+    MULTIPLICATIONS_PER_ELEMENT,
+    WHOLE,
+    Held,
+    MeetingPlan,
+    Move,
+    Sizes,
+    plan_meetings,
+)
+from distsam.sharding.moves import AxisRanks, add_up, add_up_cut, cut, gather, share
+from distsam.tensornet import Cores, NetworkSpec
+from distsam.tensornet.contraction import Indices, contract_pair, in_output_order
+from distsam.tensornet.cost import NANOSECONDS
+from distsam.tensornet.entries import check_range, combined_rows, product_sums, take_rows
+from distsam.tensornet.planner import BATCH, EntryPlan, plan_cut, plan_entries
+from distsam.tensornet.products import BatchPlans, slices_of
+
+_NS_PER_ELEMENT = MULTIPLICATIONS_PER_ELEMENT * NANOSECONDS.merge_multiply_adds
+
+
+@dataclass(frozen=True)
+class _EntryMeetings:
+    """How to evaluate entries: which cores are merged into tables, and what moves on the way.
+
+    Args:
+        plan: as one process would do it with cores as large as the pieces.
+        merges: one a table.
+        join: of the gathered rows; None where that is a product and a sum of tables of which every rank has all, or of
+            pieces along one bond.
+        cost_ns: of one rank, about.
+    """
+
+    plan: EntryPlan
+    merges: tuple[MeetingPlan, ...]
+    join: MeetingPlan | None
+    cost_ns: float
+
+
+class _SpecOfPieces(NetworkSpec):
+    """Unchecked: beside a bond that is cut another may be larger than a tensor of these sizes could use."""
+
+    def __post_init__(self) -> None:
+        pass
+
+
+class CutCores:
+    """The Contractor of a network whose cores are cut along bonds over the ranks of one axis.
+
+    All these ranks call it with the same data, and get the same results; the gradient of whatever was whole on every
+    rank (the data, a core that is not cut) is then whole too.
+
+    Args:
+        spec: of the whole network.
+        cuts: for every core the bond along which it is cut as torch.chunk cuts, or None.
+        ranks: of the axis.
+
+    Collectives: those that `plan_meetings` finds for the shapes of each call, forward and backward.
+    """
+
+    def __init__(self, spec: NetworkSpec, cuts: Sequence[str | None], ranks: AxisRanks) -> None:
+        self._spec, self._ranks = spec, ranks
+        self._held = tuple(Held(index) for index in cuts)
+        sizes = tuple((i, ranks.piece_length(size) if i in cuts else size) for i, size in spec.sizes)
+        self._local_spec = _SpecOfPieces(spec.format, spec.cores, spec.modes, sizes, spec.core_names)
+        self._entry_plans: dict[int, _EntryMeetings] = {}
+
+    def entries(self, cores: Cores, indices: Tensor) -> Tensor:
+        """(B,) entries of T: cores are merged before rows are gathered where that is cheaper, as in one process."""
+        found = self._for_entries(_bucket(len(indices)))
+        positions = dict(zip(self._spec.modes, check_range(indices, self._spec.shape).unbind(1), strict=True))
+        pieces, groups = self._pieces(cores), found.plan.groups
+        tables = [
+            self._contract(merge, [pieces[k] for k in group.cores])
+            for merge, group in zip(found.merges, groups, strict=True)
+        ]
+        rows = [combined_rows(group, self._spec, positions) for group in groups]
+        if found.join is not None:
+            taken = [take_rows(*item) for item in zip(groups, tables, rows, strict=True)]
+            return self._whole(found.join, self._contract(found.join, taken))
+        if not _is_cut_alike(found.merges):
+            tables = [self._whole(*item) for item in zip(found.merges, tables, strict=True)]
+            return product_sums(found.plan, tables, rows, pieces[0].dtype)
+        return add_up(product_sums(found.plan, tables, rows, pieces[0].dtype), self._ranks)
+
+    def dense(self, cores: Cores) -> Tensor:
+        """T."""
+        plan = self._planned(self._spec.cores, self._spec.modes, self._spec.sizes, self._held)
+        return self._whole(plan, self._contract(plan, self._pieces(cores))).contiguous()
+
+    def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
+        """T as a linear map."""
+        return self._on_batch(plans, len(vectors), [vectors, *self._pieces(cores)], (WHOLE, *self._held))
+
+    def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
+        """Slices of T."""
+        taken = slices_of(plans.modes, self._spec, self._pieces(cores), positions)
+        return self._on_batch(plans, len(positions), taken, self._held)
+
+    def _on_batch(self, plans: BatchPlans, num: int, tensors: list[Tensor], held: tuple[Held, ...]) -> Tensor:
+        whole = plans.for_batch(num)
+        plan = self._planned(whole.operands, whole.output, self._sizes(_bucket(num)), held)
+        return self._whole(plan, self._contract(plan, tensors)).contiguous()
+
+    def _pieces(self, cores: Cores) -> list[Tensor]:
+        # The gradient of a piece is placed as the piece is: it is complete.
+        return [c.to_local(grad_placements=c.placements) if isinstance(c, DTensor) else c for c in cores]
+
+    def _sizes(self, batch_size: int) -> Sizes:
+        return (*self._spec.sizes, (BATCH, batch_size))
+
+    def _planned(
+        self, operands: tuple[Indices, ...], output: Indices, sizes: Sizes, held: tuple[Held, ...]
+    ) -> MeetingPlan:
+        return plan_meetings(operands, output, sizes, held, self._ranks.size)
+
+    def _for_entries(self, batch_size: int) -> _EntryMeetings:
+        """The cheaper of what one process would do with cores as large as the pieces, and of no merging at all."""
+        if batch_size not in self._entry_plans:
+            spec = self._local_spec
+            alone = plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)
+            found = [self._priced(plan, batch_size) for plan in (plan_entries(spec, batch_size), alone)]
+            self._entry_plans[batch_size] = min(found, key=lambda plan: plan.cost_ns)
+        return self._entry_plans[batch_size]
+
+    def _priced(self, plan: EntryPlan, batch_size: int) -> _EntryMeetings:
+        sizes = self._sizes(batch_size)
+        merges = tuple(
+            plan_meetings(
+                g.merge.operands,
+                g.merge.output,
+                sizes,
+                tuple(self._held[k] for k in g.cores),
+                self._ranks.size,
+                must_be_whole=False,
+            )
+            for g in plan.groups
+        )
+        join, moved = None, 0
+        if not plan.batch_last:
+            join = self._planned(plan.join.operands, plan.join.output, sizes, tuple(merge.held for merge in merges))
+            moved = join.moved_elements
+        elif not _is_cut_alike(merges):
+            size = dict(sizes)
+            moved = sum(2 * prod(size[i] for i in g.merge.output) for g in plan.groups)
+        moved += sum(merge.moved_elements for merge in merges)
+        return _EntryMeetings(plan, merges, join, plan.cost_ns + _NS_PER_ELEMENT * moved)
+
+    def _contract(self, plan: MeetingPlan, tensors: Sequence[Tensor]) -> Tensor:
+        """What `plan` makes of the tensors; held by the ranks as `plan.held` says."""
+        remaining = list(tensors)
+        for meeting in plan.meetings:
+            pair = meeting.pair
+            a, b = (
+                self._moved(remaining[position], indices, moves)
+                for position, indices, moves in zip(pair.positions, (pair.a, pair.b), meeting.moves, strict=True)
+            )
+            remaining = [t for n, t in enumerate(remaining) if n not in pair.positions]
+            remaining.append(contract_pair(pair, a, b))
+        (tensor,) = remaining
+        return in_output_order(plan.plan, tensor)
+
+    def _moved(self, tensor: Tensor, indices: Indices, moves: Sequence[tuple[Move, str | None]]) -> Tensor:
+        ranks = self._ranks
+        for move, index in moves:
+            match move:
+                case Move.ADD_UP:
+                    tensor = add_up(tensor, ranks)
+                case Move.SHARE:
+                    tensor = share(tensor, ranks)
+                case Move.CUT:
+                    tensor = cut(tensor, _dim(indices, index), ranks)
+                case Move.ADD_UP_CUT:
+                    tensor = add_up_cut(tensor, _dim(indices, index), ranks)
+                case Move.GATHER:
+                    tensor = self._gathered(tensor, indices, index)
+        return tensor
+
+    def _whole(self, plan: MeetingPlan, tensor: Tensor) -> Tensor:
+        if plan.held.is_partial:
+            return add_up(tensor, self._ranks)
+        return tensor if plan.held.cut is None else self._gathered(tensor, plan.plan.output, plan.held.cut)
+
+    def _gathered(self, tensor: Tensor, indices: Indices, index: str | None) -> Tensor:
+        assert index is not None
+        return gather(tensor, _dim(indices, index), self._spec.size(index), self._ranks)
+
+
+def _dim(indices: Indices, index: str | None) -> int:
+    assert index is not None
+    return indices.index(index)
+
+
+def _is_cut_alike(merges: Sequence[MeetingPlan]) -> bool:
+    """True if all tables are pieces along one and the same bond."""
+    cuts = {merge.held.cut for merge in merges}
+    return len(cuts) == 1 and None not in cuts
+
+
+def _bucket(batch_size: int) -> int:
+    """The next power of two: batches that differ little share their plans."""
+    return 1 << max(batch_size - 1, 0).bit_length()

@@ -1,0 +1,26 @@
+"""This rank's piece of a tensor, and the placed tensor around a piece."""
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """This rank's piece as it is now, sharing storage, for use under no_grad; a plain tensor is its own piece.
+
+    Not to_local(): it makes a new view of a parameter at every call, as slow as copying a small core.
+    """
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """True for a DTensor, whatever its placements."""
+    return isinstance(tensor, DTensor)
+
+
+def placed_like(param: nn.Parameter, local: Tensor) -> Tensor:
+    """The tensor, of the shape and placements of `param`, whose piece on this rank is `local`."""
+    if not isinstance(param, DTensor):
+        return local
+    return DTensor.from_local(
+        local, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    )
