@@ -80,7 +80,15 @@ class RunParts:
 def build_plan(config: Config) -> Plan:
     """The plan that sharding.plan names, or that of an engine which places weights itself."""
     own = parts.ENGINES.chosen(config.engine).plan
-    plan: Plan = parts.PLANS.chosen(config.sharding).build(config.sharding) if own is None else own(config)
+    if own is not None:
+        chosen: Plan = own(config)
+        return chosen
+    named = parts.PLACEMENTS.split(config.sharding.plan)
+    splits = [part for part in named if part.word in parts.SPLITS.parts]
+    others = [part for part in named if part not in splits] or [parts.PLANS.parts["replicate"]]
+    plan: Plan = others[0].build(config.sharding)
+    for part in splits:
+        plan = part.build(config.sharding, plan)
     return plan
 
 

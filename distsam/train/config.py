@@ -76,7 +76,10 @@ class OptimKeys(Section):
 class ShardingKeys(Section):
     """Where the weights live."""
 
-    plan: str = Field(default="replicate", description="Copies, or shards by FSDP2.")
+    plan: str = Field(
+        default="replicate",
+        description="Copies, shards by FSDP2, cores cut along bonds; or a sum of two, such as fsdp+bond.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
 
 
@@ -165,7 +168,7 @@ def section_forms(raw: Mapping[str, Any]) -> dict[str, SectionForm]:
         "run": (RunKeys, ()),
         "task": (TaskKeys, (parts.TASKS,)),
         "optim": (OptimKeys, (parts.BASES, parts.METHODS)),
-        "sharding": (ShardingKeys, (parts.PLANS,)),
+        "sharding": (ShardingKeys, (parts.PLACEMENTS,)),
         "engine": (EngineKeys, (parts.ENGINES,)),
         "train": (TrainKeys, ()),
     }

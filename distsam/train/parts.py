@@ -34,12 +34,15 @@ RESCALES: Seam[Part] = Seam("optim", "method")
 ASCENTS: Seam[Part] = Seam("optim", "method")
 # build(sharding section) -> Plan
 PLANS: Seam[Part] = Seam("sharding", "plan")
+# build(sharding section, plan of the other ranks) -> Plan
+SPLITS: Seam[Part] = Seam("sharding", "plan")
 # build(config, model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
 ENGINES: Seam[EnginePart] = Seam("engine", "kind")
 # The word names a section. build(that section, run folder, config as a dict, step to go on from) -> Tracker or None
 TRACKERS: Seam[TrackerPart] = Seam("", "")
 
-METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), alone="base", wrongs=("ascends", "rescales"))
+METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), ("ascends", "rescales"), "sam+das", alone="base")
+PLACEMENTS = SumSeam("sharding", "plan", (PLANS, SPLITS), ("places the same ranks", "cuts the same ranks"), "fsdp+bond")
 
 for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
     SOURCES.add(Part(source, completion.InstalledKeys, completion.build_installed))
@@ -65,6 +68,7 @@ RESCALES.add(Part("obar", optim.RescaleKeys, optim.build_obar))
 
 PLANS.add(Part("replicate", sharding.ReplicateKeys, sharding.build_replicate))
 PLANS.add(Part("fsdp", sharding.FsdpKeys, sharding.build_fsdp))
+SPLITS.add(Part("bond", sharding.BondKeys, sharding.build_bond))
 
 ENGINES.add(EnginePart("native", engines.NativeKeys, engines.build_native))
 ENGINES.add(

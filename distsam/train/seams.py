@@ -113,13 +113,22 @@ class SumSeam:
     Args:
         section, key: where the config names them.
         seams: whose parts may be summed, the outermost first.
-        alone: the word for none of them.
         wrongs: what to say of two parts of each seam: "rescales" gives "'das+nbar' rescales twice".
+        example: a sum, for messages.
+        alone: the word for none of them, if there is one.
     """
 
-    def __init__(self, section: str, key: str, seams: Sequence[Seam[Part]], alone: str, wrongs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        section: str,
+        key: str,
+        seams: Sequence[Seam[Part]],
+        wrongs: Sequence[str],
+        example: str,
+        alone: str | None = None,
+    ) -> None:
         self.section, self.key = section, key
-        self.seams, self.alone, self._wrongs = tuple(seams), alone, tuple(wrongs)
+        self.seams, self.alone, self._wrongs, self._example = tuple(seams), alone, tuple(wrongs), example
 
     @property
     def parts(self) -> dict[str, Part]:
@@ -132,11 +141,14 @@ class SumSeam:
         Raises:
             InputError: an unknown part, one named twice, or two of one seam.
         """
-        words, known = [word.strip() for word in text.split("+")], [self.alone, *self.parts]
+        words = [word.strip() for word in text.split("+")]
+        known = [*([] if self.alone is None else [self.alone]), *self.parts]
         where = f"{self.section}.{self.key}: {text!r}"
         for word in words:
             if word not in known:
-                raise InputError(f"{where} is unknown; must be one of {', '.join(known)}, or a sum such as sam+das")
+                raise InputError(
+                    f"{where} is unknown; must be one of {', '.join(known)}, or a sum such as {self._example}"
+                )
         if len(set(words)) < len(words):
             raise InputError(f"{where} names a part twice; name each once")
         if self.alone in words and len(words) > 1:

@@ -15,6 +15,14 @@ class FsdpKeys(Section):
     replicas: int = Field(default=1, ge=1, description="Copies of the sharded model; must divide the ranks.")
 
 
+class BondKeys(Section):
+    """plan: bond, alone or in a sum."""
+
+    bond_ranks: int | None = Field(
+        default=None, ge=2, description="Ranks that share the bonds of each core and see the same data; null: all."
+    )
+
+
 def build_replicate(sharding: Any) -> Any:
     """Every weight whole on every rank."""
     from distsam.sharding import Replicate
@@ -27,3 +35,10 @@ def build_fsdp(sharding: FsdpKeys) -> Any:
     from distsam.sharding import Fsdp
 
     return Fsdp(replicas=sharding.replicas)
+
+
+def build_bond(sharding: BondKeys, others: Any) -> Any:
+    """Cores cut along bonds over some of the ranks; the others as their own plan has it."""
+    from distsam.sharding import Bond
+
+    return Bond(sharding.bond_ranks, others)
