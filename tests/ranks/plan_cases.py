@@ -1,7 +1,7 @@
 """What runs on every rank: networks of every format and layers, of sizes that nothing divides, trained on any plan."""
 
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,8 +10,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import distsam
-from distsam.optim import Plain
+from distsam.engine import NativeEngine
+from distsam.optim import Plain, Wrapper
 from distsam.sharding import Bond, Fsdp, Layout, Plan, Replicate, make_layout, place_model
+from distsam.train.checkpoint import Checkpointer
+from distsam.train.checkpoint_reader import tensor_shapes
 
 PLANS: dict[str, Callable[[], Plan]] = {
     "replicate": Replicate,
@@ -76,7 +79,7 @@ BASES: dict[str, Callable[[nn.Module], Optimizer]] = {
     # Adam divides by the root of the mean square: its eps keeps gradients of rounding error alone from being steps.
     "adamw": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-3),
 }
-METHODS: dict[str, Callable[[nn.Module], Any]] = {
+METHODS: dict[str, Callable[[nn.Module], Wrapper]] = {
     "sgd": lambda model: Plain(BASES["sgd"](model)),
     "adamw": lambda model: Plain(BASES["adamw"](model)),
     "sam": lambda model: distsam.SAM(BASES["sgd"](model), rho=0.05),
@@ -101,7 +104,15 @@ def train_zoo(plan: str, method: str, dtype: str) -> dict[str, np.ndarray]:
     """Parameters by name after 10 steps, each data rank with its slice of the entries."""
     model, layout = placed_zoo(plan, getattr(torch, dtype))
     optimizer = METHODS[method](model)
-    indices, vectors, targets = data(getattr(torch, dtype))
+    closure = closure_of(model, optimizer, layout, getattr(torch, dtype))
+    for _ in range(STEPS):
+        optimizer.step(closure)
+    return {name: full(p) for name, p in model.named_parameters()}
+
+
+def closure_of(model: nn.Module, optimizer: Wrapper, layout: Layout, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """Gradients of this data rank's part of the loss."""
+    indices, vectors, targets = data(dtype)
     own = slice(layout.data_rank, None, layout.data_size)
     mine = {name: rows[own] for name, rows in indices.items()}
 
@@ -112,6 +123,23 @@ def train_zoo(plan: str, method: str, dtype: str) -> dict[str, np.ndarray]:
         loss.backward()
         return loss
 
-    for _ in range(STEPS):
+    return closure
+
+
+def train_half(plan: str, folder: Path, resumes: bool) -> dict[str, np.ndarray]:
+    """Half of the steps by SAM around AdamW and DAS, then a checkpoint; or the other half, from it. The parameters."""
+    model, layout = placed_zoo(plan, torch.float64)
+    optimizer = METHODS["sam+das"](model)
+    engine, checkpointer = NativeEngine(model, optimizer), Checkpointer(folder, 1, layout.world.rank)
+    if resumes:
+        newest, _ = checkpointer.newest()
+        assert newest is not None
+        shapes, weights = tensor_shapes(newest), engine.weights()
+        checkpointer.load(newest, {**weights, **engine.allocate_state(shapes)})
+        engine.put_weights(weights)
+    closure = closure_of(model, optimizer, layout, torch.float64)
+    for _ in range(STEPS // 2):
         optimizer.step(closure)
+    checkpointer.save(STEPS if resumes else STEPS // 2, {**engine.weights(), **engine.state_tensors()}, {})
+    checkpointer.wait()
     return {name: full(p) for name, p in model.named_parameters()}
