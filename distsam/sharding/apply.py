@@ -10,11 +10,11 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from distsam.errors import ArgumentError
-from distsam.sharding.bonds import cut_bonds, network_weights
 from distsam.sharding.collectives import broadcast_from_first_, new_group, world_size
 from distsam.sharding.gathered import remember
 from distsam.sharding.groups import shard_groups
 from distsam.sharding.layout import ranks_along, remember_loss_weight
+from distsam.sharding.pieces import cut_cores, network_weights
 from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import plan_named
 from distsam.sharding.replicate import GradientAverager
@@ -116,48 +116,62 @@ def _check_made_for(plan: ShardPlan, mesh: DeviceMesh, shapes: dict[str, tuple[i
 
 
 def _check_gathered(plan: ShardPlan, name: str, dims: tuple[int | None, ...]) -> None:
-    """What FSDP2 can gather: what the last of up to two data axes cuts, evenly or along dim 0."""
-    data = [axis for axis, (axis_name, _) in enumerate(plan.axes) if axis_name in plan.data_axes]
-    cutting = [axis for axis in data if dims[axis] is not None]
+    """What FSDP2 can gather: what the last of up to two axes cuts, evenly or along dim 0."""
+    axes = [n for n, (axis, _) in enumerate(plan.axes) if axis in plan.gathered_axes]
+    cutting = [n for n in axes if dims[n] is not None]
     if not cutting:
         return
-    if cutting != data[-1:] or len(data) > 2:
+    if cutting != axes[-1:] or len(axes) > 2 or plan.routed is not None:
         problem = f"{plan.name} cuts {name} by {dims} on {plan.axes}: FSDP2 cuts by the last of up to 2 data axes"
         raise ArgumentError("plan", problem)
-    [axis] = cutting
-    shape, dim, size = dict(plan.shapes)[name], dims[axis], plan.axes[axis][1]
+    shape, dim, size = dict(plan.shapes)[name], dims[cutting[0]], plan.axes[cutting[0]][1]
     if dim and shape[dim] % size:
         problem = (
-            f"{plan.name} cuts dim {dim} of {name} of shape {shape} into {size} pieces: FSDP2 cuts only dim 0 unevenly"
+            f"{plan.name} cuts dim {dim} of {name} of shape {shape} into {size} pieces: FSDP2 cuts dim 0 alone unevenly"
         )
         raise ArgumentError("plan", problem)
 
 
 def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> None:
-    gathered_dim = {
-        name: next(
-            (d for d, (axis, _) in zip(dims, plan.axes, strict=True) if axis in plan.data_axes and d is not None), None
-        )
-        for name, dims in plan.placements
-    }
-    for axis in plan.contracted_axes:
-        cut_bonds(model, mesh[axis], plan)
-    dims = {id(p): gathered_dim[name] for name, p in model.named_parameters()}
-    # The gradients of these differ between data ranks, and are averaged; the others FSDP2 reduces.
-    alike = [p for p in model.parameters() if dims[id(p)] is None]
-    is_gathered = len(alike) < len(dims)
-    names = [name for name, _ in plan.axes]
-    has_copies = set(plan.data_axes) < set(names)
+    gathered = {name: _gathered_dim(plan, dims) for name, dims in plan.placements}
+    routed = set[str]() if plan.routed is None else set(plan.parameters_cut_by(plan.routed[0]))
+    if plan.piece_axes:
+        cut_cores(model, mesh, plan)
+    params = dict(model.named_parameters())
+    dims = {id(p): gathered[name] for name, p in params.items()}
+    # The gradients of these differ between data ranks, and are averaged; those of the others FSDP2 reduces.
+    alike = [p for name, p in params.items() if gathered[name] is None and name not in routed]
+    is_gathered = any(dim is not None for dim in gathered.values())
     if is_gathered:
-        data_mesh = mesh[tuple(name for name in names if name in plan.data_axes)] if has_copies else mesh
-        _shard_modules(model, data_mesh, dims, set(alike))
+        is_all = set(plan.gathered_axes) == {name for name, _ in plan.axes}
+        data_mesh = mesh if is_all else mesh[plan.gathered_axes]
+        _shard_modules(model, data_mesh, dims, {p for p in params.values() if dims[id(p)] is None})
         remember(model)
-    num_data_ranks = prod(size for name, size in plan.axes if name in plan.data_axes)
-    if alike and has_copies and num_data_ranks > 1:
-        GradientAverager(alike, new_group(ranks_along(mesh, names, plan.data_axes)))
-    elif alike and not has_copies:
+    _average(alike, mesh, plan, plan.data_axes, beside_fsdp=is_gathered)
+    # Each rank's rows have their whole gradient; copies of them differ in the rest of the data axes.
+    _average([params[name] for name in routed], mesh, plan, plan.gathered_axes, beside_fsdp=False)
+
+
+def _gathered_dim(plan: ShardPlan, dims: tuple[int | None, ...]) -> int | None:
+    """The dim that FSDP2 cuts; None where it leaves the parameter alone."""
+    for (axis, _), dim in zip(plan.axes, dims, strict=True):
+        if axis in plan.gathered_axes and dim is not None:
+            return dim
+    return None
+
+
+def _average(
+    params: list[nn.Parameter], mesh: DeviceMesh, plan: ShardPlan, axes: tuple[str, ...], beside_fsdp: bool
+) -> None:
+    """Have gradients averaged over the ranks along `axes`, if there are several."""
+    names = [name for name, _ in plan.axes]
+    if not params or prod(size for name, size in plan.axes if name in axes) == 1:
+        return
+    if set(axes) < set(names):
+        GradientAverager(params, new_group(ranks_along(mesh, names, axes)))
+    else:
         # FSDP2 reduces in the same backward: a group of our own keeps the two orders apart.
-        GradientAverager(alike, new_group() if is_gathered else None)
+        GradientAverager(params, new_group() if beside_fsdp else None)
 
 
 def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:

@@ -1,12 +1,13 @@
-"""Contract a network of which each rank holds pieces of the cores, cut along bonds."""
+"""Contract a network of which each rank holds pieces of the cores, cut along bonds, or rows of one mode."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
+import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from distsam.sharding.local import piece_of
 from distsam.sharding.meetings import (
     MULTIPLICATIONS_PER_ELEMENT,
     WHOLE,
@@ -16,7 +17,7 @@ from distsam.sharding.meetings import (
     Sizes,
     plan_meetings,
 )
-from distsam.sharding.moves import AxisRanks, add_up, add_up_cut, cut, gather, share
+from distsam.sharding.moves import AxisRanks, add_up, add_up_cut, cut, gather, scale_gradient, share
 from distsam.tensornet import Cores, NetworkSpec
 from distsam.tensornet.contraction import Indices, contract_pair, in_output_order
 from distsam.tensornet.cost import NANOSECONDS
@@ -52,37 +53,59 @@ class _SpecOfPieces(NetworkSpec):
         pass
 
 
-class CutCores:
-    """The Contractor of a network whose cores are cut along bonds over the ranks of one axis.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one mode that this rank holds; it is asked for entries in them alone.
 
-    All these ranks call it with the same data, and get the same results; the gradient of whatever was whole on every
-    rank (the data, a core that is not cut) is then whole too.
+    Args:
+        mode: the index.
+        start, stop: from where to where.
+        ranks: that share the rows, and the data.
+    """
+
+    mode: str
+    start: int
+    stop: int
+    ranks: AxisRanks
+
+
+class CutCores:
+    """The Contractor of a network whose cores are cut along bonds over the ranks of one axis, or one of them by rows
+    over those of another.
+
+    Ranks that share bonds call it with the same data, and get the same results; the gradient of whatever was whole on
+    every one of them (the data, a core that is not cut) is then whole too. The gradient of rows is divided by the
+    number of ranks that share them: it is complete, where other cores' gradients are still to be averaged.
 
     Args:
         spec: of the whole network.
         cuts: for every core the bond along which it is cut as torch.chunk cuts, or None.
-        ranks: of the axis.
+        ranks: that share bonds.
+        rows: of one mode that are here; None: all.
 
     Collectives: those that `plan_meetings` finds for the shapes of each call, forward and backward.
     """
 
-    def __init__(self, spec: NetworkSpec, cuts: Sequence[str | None], ranks: AxisRanks) -> None:
-        self._spec, self._ranks = spec, ranks
+    def __init__(
+        self, spec: NetworkSpec, cuts: Sequence[str | None], ranks: AxisRanks, rows: Rows | None = None
+    ) -> None:
+        self._spec, self._ranks, self._rows = spec, ranks, rows
         self._held = tuple(Held(index) for index in cuts)
-        sizes = tuple((i, ranks.piece_length(size) if i in cuts else size) for i, size in spec.sizes)
+        here = {rows.mode: rows.stop - rows.start} if rows is not None else {}
+        sizes = tuple((i, ranks.piece_length(n) if i in cuts else here.get(i, n)) for i, n in spec.sizes)
         self._local_spec = _SpecOfPieces(spec.format, spec.cores, spec.modes, sizes, spec.core_names)
         self._entry_plans: dict[int, _EntryMeetings] = {}
 
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """(B,) entries of T: cores are merged before rows are gathered where that is cheaper, as in one process."""
         found = self._for_entries(_bucket(len(indices)))
-        positions = dict(zip(self._spec.modes, check_range(indices, self._spec.shape).unbind(1), strict=True))
         pieces, groups = self._pieces(cores), found.plan.groups
+        positions = self._positions(indices)
         tables = [
             self._contract(merge, [pieces[k] for k in group.cores])
             for merge, group in zip(found.merges, groups, strict=True)
         ]
-        rows = [combined_rows(group, self._spec, positions) for group in groups]
+        rows = [combined_rows(group, self._local_spec, positions) for group in groups]
         if found.join is not None:
             taken = [take_rows(*item) for item in zip(groups, tables, rows, strict=True)]
             return self._whole(found.join, self._contract(found.join, taken))
@@ -94,15 +117,15 @@ class CutCores:
     def dense(self, cores: Cores) -> Tensor:
         """T."""
         plan = self._planned(self._spec.cores, self._spec.modes, self._spec.sizes, self._held)
-        return self._whole(plan, self._contract(plan, self._pieces(cores))).contiguous()
+        return self._whole(plan, self._contract(plan, self._with_all_rows(cores))).contiguous()
 
     def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
         """T as a linear map."""
-        return self._on_batch(plans, len(vectors), [vectors, *self._pieces(cores)], (WHOLE, *self._held))
+        return self._on_batch(plans, len(vectors), [vectors, *self._with_all_rows(cores)], (WHOLE, *self._held))
 
     def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
         """Slices of T."""
-        taken = slices_of(plans.modes, self._spec, self._pieces(cores), positions)
+        taken = slices_of(plans.modes, self._spec, self._with_all_rows(cores), positions)
         return self._on_batch(plans, len(positions), taken, self._held)
 
     def _on_batch(self, plans: BatchPlans, num: int, tensors: list[Tensor], held: tuple[Held, ...]) -> Tensor:
@@ -110,9 +133,37 @@ class CutCores:
         plan = self._planned(whole.operands, whole.output, self._sizes(_bucket(num)), held)
         return self._whole(plan, self._contract(plan, tensors)).contiguous()
 
+    def _positions(self, indices: Tensor) -> dict[str, Tensor]:
+        """Of each mode, within the rows that are here."""
+        if self._rows is not None:
+            offsets = [self._rows.start if mode == self._rows.mode else 0 for mode in self._spec.modes]
+            indices = indices - indices.new_tensor(offsets)
+        checked = check_range(indices, self._local_spec.shape)
+        return dict(zip(self._spec.modes, checked.unbind(1), strict=True))
+
     def _pieces(self, cores: Cores) -> list[Tensor]:
-        # The gradient of a piece is placed as the piece is: it is complete.
-        return [c.to_local(grad_placements=c.placements) if isinstance(c, DTensor) else c for c in cores]
+        local = [piece_of(core) for core in cores]
+        if (rows := self._rows) is None:
+            return local
+        return [
+            scale_gradient(piece, 1 / rows.ranks.size) if rows.mode in core else piece
+            for core, piece in zip(self._spec.cores, local, strict=True)
+        ]
+
+    def _with_all_rows(self, cores: Cores) -> list[Tensor]:
+        """The pieces, but all rows where only some are here."""
+        if (rows := self._rows) is None:
+            return self._pieces(cores)
+        return [
+            self._all_rows(piece, core.index(rows.mode), rows) if rows.mode in core else piece
+            for core, piece in zip(self._spec.cores, self._pieces(cores), strict=True)
+        ]
+
+    def _all_rows(self, piece: Tensor, dim: int, rows: Rows) -> Tensor:
+        above, below = (list(piece.shape) for _ in range(2))
+        above[dim], below[dim] = rows.start, self._spec.size(rows.mode) - rows.stop
+        padded = torch.cat([piece.new_zeros(above), piece, piece.new_zeros(below)], dim)
+        return share(add_up(padded, rows.ranks), rows.ranks)
 
     def _sizes(self, batch_size: int) -> Sizes:
         return (*self._spec.sizes, (BATCH, batch_size))

@@ -1,5 +1,8 @@
 """This rank's piece of a tensor, and the placed tensor around a piece."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -10,6 +13,30 @@ def local_tensor(tensor: Tensor) -> Tensor:
     Not to_local(): it makes a new view of a parameter at every call, as slow as copying a small core.
     """
     return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+
+
+def piece_of(tensor: Tensor) -> Tensor:
+    """This rank's piece, differentiable: its gradient is that of the piece, complete, and placed as the tensor is.
+
+    Not to_local(), which takes the pieces of all ranks for equal ones.
+    """
+    return _Piece.apply(tensor) if isinstance(tensor, DTensor) else tensor
+
+
+class _Piece(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: DTensor) -> Tensor:
+        ctx.mesh, ctx.placements = tensor.device_mesh, tensor.placements
+        ctx.shape, ctx.stride = tensor.shape, tensor.stride()
+        local = tensor._local_tensor
+        return local.view_as(local)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> DTensor:
+        # Contiguous, or autograd would copy it into a gradient of its own making, with pieces of equal length.
+        return DTensor.from_local(
+            grad.contiguous(), ctx.mesh, ctx.placements, run_check=False, shape=ctx.shape, stride=ctx.stride
+        )
 
 
 def is_sharded(tensor: Tensor) -> bool:

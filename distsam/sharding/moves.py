@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from distsam.sharding.collectives import all_reduce_sum_, gather_pieces, scatter_sum
+from distsam.sharding.plan import chunk
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,8 @@ class AxisRanks:
         return -(-length // self.size)
 
     def bounds(self, length: int) -> tuple[int, int]:
-        """Where this rank's piece of a dim of `length` begins and ends, as torch.chunk cuts it."""
-        step = self.piece_length(length)
-        return min(self.position * step, length), min((self.position + 1) * step, length)
+        """Where this rank's piece of a dim of `length` begins and ends."""
+        return chunk(length, self.size, self.position)
 
 
 def add_up(partial: Tensor, ranks: AxisRanks) -> Tensor:
@@ -77,6 +77,11 @@ def add_up_cut(partial: Tensor, dim: int, ranks: AxisRanks) -> Tensor:
     Collectives: one reduce_scatter of the tensor forward, and one all_gather of the pieces of its gradient backward.
     """
     return _AddUpCut.apply(partial, dim, ranks)
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """The same tensor; its gradient is multiplied by `factor`."""
+    return _ScaleGradient.apply(tensor, factor)
 
 
 def _gathered(piece: Tensor, dim: int, length: int, ranks: AxisRanks) -> Tensor:
@@ -151,3 +156,14 @@ class _AddUpCut(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         return _gathered(grad, ctx.dim, ctx.length, ctx.ranks), None, None
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.factor, None

@@ -72,10 +72,13 @@ class ShardPlan:
         shapes: (parameter, full shape) in the model's order.
         placements: (parameter, per axis the dim that it cuts, or None where its ranks hold the same). Pieces are those
             of torch.chunk: all of one length but the last ones, which may be shorter, or empty.
+        routed: an axis whose ranks hold rows of one core, and see the data of these rows; and where each rank's rows
+            begin, with their number at the end. None: there is no such axis.
 
     Raises:
         InputError: axes that are none, or named twice; a placement that is missing, too many, of another length than
-            the axes, or that cuts a dim that does not exist, is cut already, or has no elements.
+            the axes, or that cuts a dim that does not exist, is cut already, or has no elements; bounds of rows that do
+            not rise from 0 to their number.
     """
 
     name: str
@@ -83,6 +86,7 @@ class ShardPlan:
     data_axes: tuple[str, ...]
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     placements: tuple[tuple[str, tuple[int | None, ...]], ...]
+    routed: tuple[str, tuple[int, ...]] | None = None
 
     def __post_init__(self) -> None:
         names = [name for name, _ in self.axes]
@@ -92,6 +96,28 @@ class ShardPlan:
             raise self._wrong("it needs a placement for each parameter, in the order of the shapes")
         for (name, shape), (_, dims) in zip(self.shapes, self.placements, strict=True):
             self._check_placement(name, shape, dims)
+
+        if self.routed is not None:
+            self._check_routed(*self.routed)
+
+    def _check_routed(self, axis: str, bounds: tuple[int, ...]) -> None:
+        lengths = {self._length_along(name, axis) for name in self.parameters_cut_by(axis)}
+        if axis not in self.data_axes or len(bounds) != dict(self.axes)[axis] + 1 or lengths != {bounds[-1]}:
+            raise self._wrong(
+                f"rows {bounds} on axis {axis}; give a data axis, and one range of the rows for each rank"
+            )
+        if bounds[0] != 0 or list(bounds) != sorted(bounds):
+            raise self._wrong(f"rows {bounds}; they must rise from 0")
+
+    def parameters_cut_by(self, axis: str) -> tuple[str, ...]:
+        """Those that an axis cuts."""
+        place = [name for name, _ in self.axes].index(axis)
+        return tuple(name for name, dims in self.placements if dims[place] is not None)
+
+    def _length_along(self, parameter: str, axis: str) -> int:
+        dim = self.dims_of(parameter)[[name for name, _ in self.axes].index(axis)]
+        assert dim is not None
+        return dict(self.shapes)[parameter][dim]
 
     def _check_placement(self, name: str, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> None:
         if len(dims) != len(self.axes):
@@ -124,18 +150,33 @@ class ShardPlan:
         """Where the piece of `parameter` begins, and its shape, on the rank at `coordinate` of the mesh."""
         shape = list(dict(self.shapes)[parameter])
         offsets = [0] * len(shape)
-        for (_, size), dim, position in zip(self.axes, self.dims_of(parameter), coordinate, strict=True):
+        for (axis, _), dim, position in zip(self.axes, self.dims_of(parameter), coordinate, strict=True):
             if dim is not None:
-                length, step = shape[dim], -(-shape[dim] // size)
-                offsets[dim] = min(position * step, length)
-                shape[dim] = min((position + 1) * step, length) - offsets[dim]
+                start, stop = self.range_along(axis, shape[dim], position)
+                offsets[dim], shape[dim] = start, stop - start
         return tuple(offsets), tuple(shape)
+
+    def range_along(self, axis: str, length: int, position: int) -> tuple[int, int]:
+        """Where the piece of a dim of `length` begins and ends on the rank at `position` of an axis that cuts it."""
+        if self.routed is not None and axis == self.routed[0]:
+            return self.routed[1][position], self.routed[1][position + 1]
+        return chunk(length, dict(self.axes)[axis], position)
 
     @property
     def contracted_axes(self) -> tuple[str, ...]:
         """The axes that cut and are no data axes: their ranks compute together, each with its pieces of the cores."""
-        used = {n for _, dims in self.placements for n, dim in enumerate(dims) if dim is not None}
-        return tuple(name for n, (name, _) in enumerate(self.axes) if n in used and name not in self.data_axes)
+        return tuple(name for name, _ in self.axes if name not in self.data_axes and self.parameters_cut_by(name))
+
+    @property
+    def piece_axes(self) -> tuple[str, ...]:
+        """The axes along which a rank computes with the pieces that it holds: `contracted_axes`, and the routed one."""
+        routed = () if self.routed is None else (self.routed[0],)
+        return tuple(name for name, _ in self.axes if name in (*self.contracted_axes, *routed))
+
+    @property
+    def gathered_axes(self) -> tuple[str, ...]:
+        """The data axes but the routed one: what they cut FSDP2 gathers for each pass."""
+        return tuple(name for name in self.data_axes if name not in self.piece_axes)
 
     def describe(self) -> str:
         """One line for the mesh and one per parameter, for people."""
@@ -144,15 +185,25 @@ class ShardPlan:
         lines = [f"plan {self.name} on a mesh of {mesh}"]
         if same:
             lines.append(f"  ranks along {', '.join(same)} see the same data")
+        if self.routed is not None:
+            lines.append(f"  ranks along {self.routed[0]} see the data of the rows that they hold")
         for name, shape in self.shapes:
             size = " x ".join(str(n) for n in shape)
             lines.append(f"  {name} ({size}): {self._where(shape, self.dims_of(name))}")
         return "\n".join(lines)
 
     def _where(self, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> str:
-        cuts = [
-            f"dim {dim} cut into {size} pieces of {'at most ' if shape[dim] % size else ''}{-(-shape[dim] // size)}"
-            for (_, size), dim in zip(self.axes, dims, strict=True)
-            if dim is not None
-        ]
+        cuts = []
+        for (axis, size), dim in zip(self.axes, dims, strict=True):
+            if dim is not None:
+                ranges = [self.range_along(axis, shape[dim], position) for position in range(size)]
+                lengths = [stop - start for start, stop in ranges]
+                at_most = "at most " if min(lengths) < max(lengths) else ""
+                cuts.append(f"dim {dim} cut into {size} pieces of {at_most}{max(lengths)}")
         return ", ".join(cuts) or "whole on every rank"
+
+
+def chunk(length: int, num_pieces: int, position: int) -> tuple[int, int]:
+    """Where a piece begins and ends, as torch.chunk cuts: all of one length but the last, which may be empty."""
+    step = -(-length // num_pieces)
+    return min(position * step, length), min((position + 1) * step, length)

@@ -51,8 +51,9 @@ def product_sums(
 
 def _columns(group: GroupPlan, table: Tensor) -> Tensor:
     # (all bonds, all rows), every bond combination contiguous; one group alone has no bond left.
-    num_rows = prod(table.shape[-len(group.modes) :])
-    return table.reshape(-1, num_rows).contiguous()
+    num_modes = len(group.modes)
+    # Both by number, because a table of no rows has no length to be found out.
+    return table.reshape(prod(table.shape[:-num_modes]), prod(table.shape[-num_modes:])).contiguous()
 
 
 def check_range(indices: Tensor, shape: Sequence[int]) -> Tensor:

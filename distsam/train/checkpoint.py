@@ -25,6 +25,7 @@ from distsam.runs.checkpoints import (
     sha256_of,
     sync_folder,
 )
+from distsam.sharding import with_ranges
 from distsam.train.checkpoint_reader import load_tensors
 
 
@@ -162,7 +163,7 @@ class Checkpointer:
 
         Collectives: object gathers over the own group; every rank calls.
         """
-        load_tensors(path, tensors, self._group)
+        load_tensors(path, with_ranges(tensors), self._group)
         self._last_step = int(path.name.removeprefix("step-"))
 
     def _give_up(self, step: int, cause: str) -> None:
@@ -193,7 +194,11 @@ class Checkpointer:
 
 
 class _ChecksumWriter(dcp.FileSystemWriter):
-    """DCP's writer, but each rank takes the checksums of its own files, in the thread that writes them."""
+    """DCP's writer, but pieces of unequal ranges are what they are, and each rank takes the checksums of its own files,
+    in the thread that writes them."""
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        return with_ranges(super().stage(state_dict), placed_as=state_dict)
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
         written = super().write_data(*args, **kwargs)

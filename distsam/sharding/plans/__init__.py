@@ -6,10 +6,11 @@ from distsam.errors import ArgumentError
 from distsam.sharding.plan import Plan
 from distsam.sharding.plans.bond import Bond
 from distsam.sharding.plans.fsdp import Fsdp
+from distsam.sharding.plans.mode import Mode
 from distsam.sharding.plans.replicate import Replicate
 
 # Word -> how to build it, with its defaults.
-PLANS: dict[str, Callable[[], Plan]] = {"replicate": Replicate, "fsdp": Fsdp, "bond": Bond}
+PLANS: dict[str, Callable[[], Plan]] = {"replicate": Replicate, "fsdp": Fsdp, "bond": Bond, "mode": Mode}
 
 
 def plan_named(name: str) -> Plan:
@@ -23,4 +24,4 @@ def plan_named(name: str) -> Plan:
     return PLANS[name]()
 
 
-__all__ = ["PLANS", "Bond", "Fsdp", "Replicate", "plan_named"]
+__all__ = ["PLANS", "Bond", "Fsdp", "Mode", "Replicate", "plan_named"]

@@ -77,11 +77,13 @@ class Bond:
         }
         whole = (None,) * (len(axes) - 1)
         other: dict[str, tuple[int | None, ...]] = dict.fromkeys(named_shapes, whole)
+        routed = None
         if prod(size for _, size in axes[:-1]) > 1:
-            other = dict(self.data.place(left, axes[:-1]).placements)
+            placed = self.data.place(left, axes[:-1], networks)
+            other, routed = dict(placed.placements), placed.routed
         shapes = tuple((name, tuple(shape)) for name, shape in named_shapes.items())
         placements = tuple((name, (*other[name], dims.get(name))) for name in named_shapes)
-        return ShardPlan(self.name, axes, self.data_axes, shapes, placements)
+        return ShardPlan(self.name, axes, self.data_axes, shapes, placements, routed)
 
     def _dims(self, networks: Sequence[NetworkWeights], num_ranks: int) -> dict[str, int]:
         found = {}
