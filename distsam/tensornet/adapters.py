@@ -15,7 +15,7 @@ from distsam.tensornet.arguments import checked_positive, checked_size
 from distsam.tensornet.initial import draw_cores
 from distsam.tensornet.layers.linear import TensorizedLinear
 from distsam.tensornet.layers.weight import NetworkArguments, checked_input, padded, shapes_of, uniform_std
-from distsam.tensornet.network import TensorNetwork
+from distsam.tensornet.network import TensorNetwork, deferred_draws
 from distsam.tensornet.products import plan_multiply
 from distsam.tensornet.ranks import Rank, Shape, clamped_rank, weight_spec
 from distsam.tensornet.rules import Rules, chosen_layers, replace_modules
@@ -68,7 +68,9 @@ class TensorizedAdapter(nn.Module):
         spec, self.out_shape, self.in_shape = _adapter_spec(layer, format, rank, arguments)
         number = spec.size("r") if format == "lora" else rank if isinstance(rank, int) else 1
         self.scale = 1.0 if alpha is None else checked_positive(alpha, "alpha") / number
-        self.network = TensorNetwork(spec, dtype=layer.weight.dtype, device=layer.weight.device)
+        # Its own start is not drawn: `reset_parameters` puts other cores in its place.
+        with deferred_draws():
+            self.network = TensorNetwork(spec, dtype=layer.weight.dtype, device=layer.weight.device)
         self.reset_parameters(arguments.get("generator"))
         self.dropout = nn.Dropout(dropout)
         self._plans = plan_multiply(spec, spec.modes[len(self.out_shape) :])
@@ -78,12 +80,12 @@ class TensorizedAdapter(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draws all cores but the first again, which becomes zero."""
-        if any(core.is_meta for core in self.network.cores):
+        if any(core.is_meta for core in self.network.cores) and not self.network.is_deferred:
             return
         rest = _without_first(self.network.spec)
         std = uniform_std(self.layer.in_features)
         drawn = draw_cores(rest, std=std, generator=generator)
-        self.network.load_cores([torch.zeros_like(self.network.cores[0]), *drawn])
+        self.network.load_cores([torch.zeros(self.network.spec.core_shapes[0]), *drawn])
 
     @property
     def is_merged(self) -> bool:

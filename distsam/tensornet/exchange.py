@@ -233,6 +233,4 @@ def from_quimb(network: Any, modes: tuple[str, ...] | None = None) -> TensorNetw
     cores = [torch.from_numpy(np.array(tensor.data)) for tensor in tensors]
     if any(not core.is_floating_point() for core in cores):
         raise ArgumentError("network", f"holds {cores[0].dtype}; its tensors must be real and floating")
-    made = TensorNetwork(spec, generator=torch.Generator(), dtype=cores[0].dtype)
-    made.load_cores(cores)
-    return made
+    return TensorNetwork.holding(spec, cores, cores[0].dtype)

@@ -1,6 +1,8 @@
 """The network with numbers: an nn.Module that gives entries of its tensor, or the whole of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,27 @@ from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
 from distsam.tensornet.contractor import Contractor, WholeCores
-from distsam.tensornet.initial import draw_cores
+from distsam.tensornet.initial import NetworkStart, drawn_key
 from distsam.tensornet.products import BatchPlans
 from distsam.tensornet.spec import NetworkSpec
+
+_IS_DEFERRING: ContextVar[bool] = ContextVar("is_deferring", default=False)
+
+
+@contextmanager
+def deferred_draws() -> Iterator[None]:
+    """Inside, a new TensorNetwork takes no memory: its cores are on the meta device, and its start is noted.
+
+    All else of a model is made as always, and generators move on as always, because a start takes one key from them
+    whether it is drawn or noted. The numbers come later: all with `TensorNetwork.draw_deferred`, or each process those
+    of its pieces with `TensorNetwork.start`; they are the same bits as without this. A network whose cores are given
+    (`load_cores`, `from_dense`, an adapter), or are of `tensorize`, gets them at once. It is so in this thread alone.
+    """
+    token = _IS_DEFERRING.set(True)
+    try:
+        yield
+    finally:
+        _IS_DEFERRING.reset(token)
 
 
 class TensorNetwork(nn.Module):
@@ -26,10 +46,13 @@ class TensorNetwork(nn.Module):
         std: root mean square of the entries of T at the start (their standard deviation about zero), met exactly.
         norms: K Frobenius norms ||G_k|| of the cores, of which only the ratios count, because their product is
             fixed by `std`; all equal (norm deviation Q = 0) when None.
-        generator: where the random numbers come from; torch's own CPU generator when None. The draw is in
-            float64 on the generator's device, so dtype and device do not change it.
+        generator: where the key of the random numbers comes from; torch's own CPU generator when None. It gives one
+            number, whatever the size; dtype and device change the cores by rounding only.
         dtype: of the parameters, floating; torch's default when None.
         device: of the parameters.
+
+    Attributes:
+        start: the random start that was drawn or noted last; None where the cores were given, or are still to be drawn.
 
     Raises:
         ArgumentError: std or a norm is not positive and finite, there are not K norms, or dtype is not floating.
@@ -56,23 +79,56 @@ class TensorNetwork(nn.Module):
             raise ArgumentError("dtype", f"{dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
         self._contractor: Contractor = WholeCores(spec)
-        shapes = spec.core_shapes
-        self.cores = nn.ParameterList(nn.Parameter(torch.empty(s, dtype=dtype, device=device)) for s in shapes)
-        if not any(core.is_meta for core in self.cores):
+        self.start: NetworkStart | None = None
+        wanted = torch.get_default_device() if device is None else torch.device(device)
+        # Where the cores go when their numbers come; None once they are there, and where nobody draws them.
+        self._later: torch.device | None = wanted if _IS_DEFERRING.get() and wanted.type != "meta" else None
+        place = wanted if self._later is None else "meta"
+        self.cores = nn.ParameterList(nn.Parameter(torch.empty(s, dtype=dtype, device=place)) for s in spec.core_shapes)
+        if self.is_deferred or not any(core.is_meta for core in self.cores):
             self.draw(std=std, norms=norms, generator=generator)
 
-    @torch.no_grad()
+    @property
+    def is_deferred(self) -> bool:
+        """True while the cores are on the meta device because of `deferred_draws`."""
+        return self._later is not None and any(core.is_meta for core in self.cores)
+
     def draw(
         self, *, std: float = 1.0, norms: Sequence[float] | None = None, generator: torch.Generator | None = None
     ) -> None:
-        """Draws all cores again; for one built on the meta device, after `to_empty`. Arguments as of the class."""
-        # On the CPU whatever the device around is: so dtype and device do not change the numbers.
-        with torch.device("cpu" if generator is None else generator.device):
-            cores = draw_cores(self.spec, std=std, norms=norms, generator=generator)
-        for name, parameter, core in zip(self.spec.core_names, self.cores, cores, strict=True):
-            parameter.copy_(core)
+        """Draws all cores again; for one built on the meta device, after `to_empty`. Arguments as of the class.
+
+        Of a deferred network the start is noted, and its cores stay where they are.
+        """
+        self.start = NetworkStart(self.spec, drawn_key(generator), std, norms)
+        if not self.is_deferred:
+            self._draw(self.start)
+
+    def draw_deferred(self, device: torch.device | str | None = None) -> None:
+        """Puts the cores of a deferred network on a device and draws them; of any other network it does nothing.
+
+        The parameters are new ones, as after `to_empty`.
+
+        Args:
+            device: where the cores go; where they would be without `deferred_draws` when None.
+
+        Raises:
+            ArgumentError: `std` cannot be met in this dtype.
+        """
+        if self.is_deferred and self.start is not None:
+            self._make_room(device)
+            self._draw(self.start)
+
+    def _make_room(self, device: torch.device | str | None = None) -> None:
+        self.to_empty(device=self._later if device is None else device)
+        self._later = None
+
+    @torch.no_grad()
+    def _draw(self, start: NetworkStart) -> None:
+        start.draw_(list(self.cores))
+        for name, parameter in zip(self.spec.core_names, self.cores, strict=True):
             if not torch.isfinite(parameter).all() or not parameter.any():
-                problem = f"{std} gives a core {name} that {parameter.dtype} cannot hold; choose one nearer to 1"
+                problem = f"{start.std} gives a core {name} that {parameter.dtype} cannot hold; choose one nearer to 1"
                 raise ArgumentError("std", problem)
 
     def forward(self, indices: Tensor) -> Tensor:
@@ -122,7 +178,7 @@ class TensorNetwork(nn.Module):
 
     @torch.no_grad()
     def load_cores(self, cores: Sequence[Tensor]) -> None:
-        """Copies `cores` into the parameters.
+        """Copies `cores` into the parameters; a deferred network gets memory for them.
 
         Raises:
             ArgumentError: the number or a shape of the cores differs from the spec.
@@ -130,8 +186,11 @@ class TensorNetwork(nn.Module):
         shapes = tuple(tuple(core.shape) for core in cores)
         if shapes != self.spec.core_shapes:
             raise ArgumentError("cores", f"have shapes {shapes}; this network has {self.spec.core_shapes}")
+        if self.is_deferred:
+            self._make_room()
         for parameter, core in zip(self.cores, cores, strict=True):
             parameter.copy_(core)
+        self.start = None
 
     @classmethod
     def from_dense(
@@ -157,7 +216,7 @@ class TensorNetwork(nn.Module):
         """
         from distsam.tensornet.decompose import decompose  # tensorly loads slowly, and only starts need it
 
-        return cls._holding(spec, decompose(tensor, spec, seed=seed), dtype or torch.get_default_dtype(), device)
+        return cls.holding(spec, decompose(tensor, spec, seed=seed), dtype or torch.get_default_dtype(), device)
 
     @classmethod
     def from_tensorly(cls, decomposition: Any) -> "TensorNetwork":
@@ -165,7 +224,7 @@ class TensorNetwork(nn.Module):
         from distsam.tensornet.decompose import from_tensorly
 
         spec, cores = from_tensorly(decomposition)
-        return cls._holding(spec, cores, cores[0].dtype, cores[0].device)
+        return cls.holding(spec, cores, cores[0].dtype, cores[0].device)
 
     def to_tensorly(self) -> Any:
         """A copy as tensorly's CPTensor, TuckerTensor, TTTensor or TRTensor.
@@ -180,10 +239,26 @@ class TensorNetwork(nn.Module):
         return to_tensorly(self.spec, list(self.cores))
 
     @classmethod
-    def _holding(
-        cls, spec: NetworkSpec, cores: Sequence[Tensor], dtype: torch.dtype, device: torch.device | str | None
+    def holding(
+        cls,
+        spec: NetworkSpec,
+        cores: Sequence[Tensor],
+        dtype: torch.dtype,
+        device: torch.device | str | None = None,
     ) -> "TensorNetwork":
-        network = cls(spec, generator=torch.Generator(), dtype=dtype, device=device)
+        """A network of these cores. No number is drawn for it, and torch's generator does not move on.
+
+        Args:
+            spec: what the cores are.
+            cores: K tensors, which are copied.
+            dtype: of the parameters.
+            device: of the parameters; torch's default when None.
+
+        Raises:
+            ArgumentError: as `load_cores`.
+        """
+        with deferred_draws():
+            network = cls(spec, generator=torch.Generator(), dtype=dtype, device=device)
         network.load_cores(cores)
         return network
 

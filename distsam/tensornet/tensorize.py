@@ -188,6 +188,8 @@ class _Made:
                 layer, error = _fitted(module, dict(rule), self.seed)
             else:
                 layer = tensorized_like(module, rule)
+                # Drawn even where starts are deferred: the row tells the norms, and the dense weight takes more room.
+                layer.network.draw_deferred()
         self.replacements[module] = copied_rest(module, layer)
         parameters = weight.numel(), layer.network.spec.num_parameters
         shared = self.of_weight.get(weight)

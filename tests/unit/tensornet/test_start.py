@@ -61,13 +61,15 @@ def test_the_norm_from_the_cores_is_that_of_the_tensor():
         )
 
 
-def test_the_same_generator_gives_the_same_cores_in_every_dtype():
+def test_the_same_generator_gives_the_same_cores_in_every_dtype_but_for_rounding():
     spec = distsam.tt((4, 3, 2), 2)
     exact, single = (
         distsam.TensorNetwork(spec, dtype=dtype, generator=torch.Generator().manual_seed(3))
         for dtype in (torch.float64, torch.float32)
     )
-    assert all(torch.equal(a.float(), b) for a, b in zip(exact.cores, single.cores, strict=True))
+    # The number, its factor and their product are rounded: (1 + u)^3 with u = 2^-24.
+    for a, b in zip(exact.cores, single.cores, strict=True):
+        assert ((a - b).abs() <= 3.001 * 2.0**-24 * a.abs()).all()
 
 
 @pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf"), "1"])
