@@ -78,7 +78,7 @@ class NetworkStart:
         Raises:
             ArgumentError: the piece reaches beyond the core.
         """
-        shape = self.spec.core_shapes[k]
+        shape = self._shape(k)
         _check_piece(piece, offsets, shape)
         strides = [prod(shape[dim + 1 :]) for dim in range(len(shape))]
         first = self._firsts[k] + sum(o * s for o, s in zip(offsets, strides, strict=True))
@@ -101,7 +101,10 @@ class NetworkStart:
             E||T||^2 = prod_k s_k / prod_i d_i^(m_i - 1),    s_k = ||G_k||^2, d_i the size of index i, on m_i cores.
 
         For it is in small cores that one start differs from another: the mean over all would miss `std` by a factor of
-        up to 2.6 in trains that begin with small bonds. With the smallest contracted, the root mean square of SCATTER
+        up to 2.6 in trains that begin with small bonds. With the smallest contracted, over 3 to 6 starts each of CP,
+        Tucker, TT and TR of 4 to 6 million numbers in 3 to 5 cores, the root mean square was within 0.06 % of `std`; in
+        trains of 26 and 40 modes of size 2 within 1.5 %, of 250 within 7 %. What every averaged core leaves over adds
+        up along thousands of cores: trains of 2,000, of 8 and 40 million numbers, missed by a factor of up to 1.6.
 
         Args:
             norms_sq: K sums of squares of the whole cores, in the order of the spec, as `fill_` gives them.
@@ -115,7 +118,7 @@ class NetworkStart:
         known = [float(norm_sq) for norm_sq in norms_sq]
         cores: list[Tensor | float] = [norm_sq**0.5 for norm_sq in known]
         for k in self._contracted:
-            core = torch.empty(self.spec.core_shapes[k], dtype=torch.float64, device="cpu")
+            core = torch.empty(self._shape(k), dtype=torch.float64, device="cpu")
             known[k] = float(self.fill_(k, core, [0] * core.dim()))
             cores[k] = core
         ratios = self.norms or [1.0] * self.spec.num_cores
@@ -136,6 +139,10 @@ class NetworkStart:
         with torch.no_grad():
             for core, factor in zip(cores, self.factors(norms_sq), strict=True):
                 core.mul_(factor)
+
+    def _shape(self, k: int) -> tuple[int, ...]:
+        # Of one core: with thousands of them, `spec.core_shapes` for each would take seconds.
+        return tuple(self.spec.size(index) for index in self.spec.cores[k])
 
     @cached_property
     def _seed(self) -> int:

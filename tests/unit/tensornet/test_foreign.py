@@ -114,7 +114,7 @@ def test_a_layer_of_tensorly_torch_trains_as_ours_from_the_same_start(
     factorization: str, format: str, method: str
 ) -> None:
     """Two ways to contract the same cores in float64: what differs is rounding, over 40 steps."""
-    torch.manual_seed(0)
+    torch.manual_seed(7)
     sizes = {"in_tensorized_features": (4, 3), "out_tensorized_features": (3, 4)}
     rank: Any = (2, 3, 2, 3) if factorization == "tucker" else 3
     theirs = tltorch().FactorizedLinear(
