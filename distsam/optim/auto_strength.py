@@ -37,6 +37,8 @@ import torch
 from torch import nn
 
 from distsam.balance.norms import norms
+from distsam.sharding import LocalPieces
+from distsam.sharding.collectives import all_reduce_sum_
 from distsam.tensornet import core_networks
 
 # Length of SAM's whole perturbation, relative to that of all weights. Three times as much cost il2 0.015 of its
@@ -54,12 +56,14 @@ def auto_rho(model: nn.Module, scope: str = "global") -> float:
     Rounded to DIGITS digits: as it is printed, and given in its place, it makes the same run.
 
     Args:
-        model: whole, at its start w_0, the same on every rank. Parameters that are frozen do not count.
+        model: at its start w_0, placed in any way. Parameters that are frozen do not count.
         scope: SAM's. n is how many perturbations of length rho it makes: 1 for "global", one a network or core for the
             others, and one for the remaining parameters; so all together have the same length under each.
 
     Returns:
         The radius, in parameter units; 0 where there is no weight.
+
+    Collectives: one all_reduce of a number; every rank calls it.
 
     Source: ours.
     """
@@ -104,7 +108,13 @@ def _total_sq(model: nn.Module) -> float:
 
 @torch.no_grad()
 def _sum_sq(params: Sequence[nn.Parameter]) -> float:
-    return float(norms([p.detach() for p in params], is_exact=True).square().sum()) if params else 0.0
+    """Over all ranks, each element once. Collectives: one all_reduce of a number; every rank calls it."""
+    if not params:
+        return 0.0
+    pieces = LocalPieces(params)
+    own = [piece for piece, counts in zip(pieces.weights(), pieces.owned, strict=True) if counts and piece.numel()]
+    total = norms(own, is_exact=True).square().sum() if own else torch.zeros((), device=pieces.device)
+    return float(all_reduce_sum_(total.double()))
 
 
 def _num_radii(model: nn.Module, scope: str) -> int:

@@ -13,16 +13,22 @@ from distsam.errors import ArgumentError
 from distsam.sharding.collectives import broadcast_from_first_, new_group, world_size
 from distsam.sharding.gathered import remember
 from distsam.sharding.groups import shard_groups
-from distsam.sharding.layout import ranks_along, remember_loss_weight
+from distsam.sharding.layout import coordinate_on, ranks_along, remember_loss_weight
 from distsam.sharding.pieces import cut_cores, network_weights
 from distsam.sharding.plan import Axes, Plan, ShardPlan
 from distsam.sharding.plans import plan_named
 from distsam.sharding.replicate import GradientAverager
+from distsam.sharding.start import deferred_networks, draw_pieces, make_room
 from distsam.tensornet import as_network
 
 
-def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fsdp") -> nn.Module:
+def shard(
+    model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fsdp", *, draws: bool = True
+) -> nn.Module:
     """Place `model` on `mesh` by `plan`, in place; every rank then starts from rank 0's weights.
+
+    Networks that were built under `deferred_draws` get their numbers here: each rank draws its own pieces alone, the
+    same bits as in one process, so that no rank ever holds such a network whole.
 
     From here on a backward leaves gradients that are averaged over the ranks along the data axes. Build the optimizer
     afterwards: FSDP2 replaces the parameters by DTensors. Make copies before: FSDP2 refuses a deepcopy, and one of a
@@ -35,6 +41,7 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
         plan: "replicate" or "fsdp", for which every axis is a data axis, "bond" for a mesh of one axis whose ranks see
             the same data, or a ShardPlan made for this mesh and model. By name, parameters that are frozen
             (requires_grad=False) stay whole on every rank.
+        draws: False leaves zeros in deferred networks, for whoever loads a checkpoint next.
 
     Returns:
         The same module.
@@ -46,7 +53,8 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     `accumulating`. With sharded parameters outside the networks, run the model's forward before a network's own
     entry points (`at`, `dense`).
 
-    Collectives: one broadcast per parameter and buffer, once, and a new process group where "fsdp" leaves parameters
+    Collectives: one broadcast per parameter and buffer that is there, one all_reduce of a number for each core that is
+        still to be drawn, once, and a new process group where "fsdp" leaves parameters
         whole or an axis is no data axis. Afterwards per pass: "fsdp" one all-gather per call of a network forward, one
         all-gather and one reduce-scatter backward (and one all-reduce with two data axes); whole parameters one
         all-reduce per 25 MiB backward; cores cut along bonds those of `CutCores`. Every rank calls it.
@@ -59,14 +67,19 @@ def shard(model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fs
     num_ranks = 1 if mesh is None else mesh.size()
     if num_ranks != world_size():
         raise ArgumentError("mesh", f"{num_ranks} ranks in a world of {world_size()}: it must cover every rank")
+    deferred = deferred_networks(model)
     if mesh is None or num_ranks == 1:
+        make_room(model)
+        draw_pieces(deferred if draws else [])
         return model
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     found = place_model(family, model, _axes_of(mesh, family)) if family is not None else plan
     assert isinstance(found, ShardPlan)
     _check_made_for(found, mesh, shapes)
-    broadcast_from_first_([*(p.detach() for p in model.parameters()), *model.buffers()])
+    broadcast_from_first_([*(p.detach() for p in model.parameters() if not p.is_meta), *model.buffers()])
     _apply(model, mesh, found)
+    names = {id(p): name for name, p in model.named_parameters()}
+    draw_pieces(deferred if draws else [], found, names, coordinate_on(mesh, found.axes))
     remember_loss_weight(model.parameters(), mesh, found.axes, found.data_axes)
     return model
 
@@ -139,14 +152,17 @@ def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> None:
         cut_cores(model, mesh, plan)
     params = dict(model.named_parameters())
     dims = {id(p): gathered[name] for name, p in params.items()}
-    # The gradients of these differ between data ranks, and are averaged; those of the others FSDP2 reduces.
-    alike = [p for name, p in params.items() if gathered[name] is None and name not in routed]
     is_gathered = any(dim is not None for dim in gathered.values())
     if is_gathered:
         is_all = set(plan.gathered_axes) == {name for name, _ in plan.axes}
         data_mesh = mesh if is_all else mesh[plan.gathered_axes]
         _shard_modules(model, data_mesh, dims, {p for p in params.values() if dims[id(p)] is None})
+    make_room(model)
+    params = dict(model.named_parameters())
+    if is_gathered:
         remember(model)
+    # The gradients of these differ between data ranks, and are averaged; those of the others FSDP2 reduces.
+    alike = [p for name, p in params.items() if gathered[name] is None and name not in routed]
     _average(alike, mesh, plan, plan.data_axes, beside_fsdp=is_gathered)
     # Each rank's rows have their whole gradient; copies of them differ in the rest of the data axes.
     _average([params[name] for name in routed], mesh, plan, plan.gathered_axes, beside_fsdp=False)

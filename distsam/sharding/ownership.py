@@ -97,7 +97,7 @@ class LocalPieces:
         if any(p.is_complex() for p in params):
             raise ValueError("a parameter is complex: the laws of the norms are those of real cores; use a real dtype")
         self.is_alike = False
-        self.owned = [_owns(p) for p in params]
+        self.owned = [owns(p) for p in params]
         self.loss_weight = loss_weight_of(params)
         self.device = _one_device(params)
         self._moved = self.params if is_moved is None else tuple(compress(params, is_moved))
@@ -195,8 +195,8 @@ def _one_device(params: Sequence[nn.Parameter]) -> torch.device:
     return devices.pop()
 
 
-def _owns(param: nn.Parameter) -> bool:
-    """Does this rank's piece count? Summed over the world each element counts once.
+def owns(param: nn.Parameter) -> bool:
+    """True if this rank's piece counts: summed over the world each element counts once.
 
     Plain tensors are taken to be replicated on every rank. A mesh smaller than the world is taken to be one of
     several replicas: the one that holds rank 0 counts.

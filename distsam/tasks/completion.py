@@ -68,12 +68,14 @@ class CompletionTask:
     Attributes:
         scaling: `Scaling` fitted on the training entries; mean 0, std 1 without `standardise`.
         target_std: standard deviation of the training values as learnt, 1 where they are constant.
+        starts_deferred: `build_model` may be called under `deferred_draws`: it looks at no number that it draws.
 
     Raises:
         ArgumentError: about the argument that is unknown, out of range, or does not fit the network.
     """
 
     goal = GOAL
+    starts_deferred = True
 
     def __init__(
         self,

@@ -93,6 +93,11 @@ class TensorNetwork(nn.Module):
         """True while the cores are on the meta device because of `deferred_draws`."""
         return self._later is not None and any(core.is_meta for core in self.cores)
 
+    @property
+    def drawn_on(self) -> torch.device:
+        """The device where the cores of a deferred network are to be; else that where they are."""
+        return self.cores[0].device if self._later is None else self._later
+
     def draw(
         self, *, std: float = 1.0, norms: Sequence[float] | None = None, generator: torch.Generator | None = None
     ) -> None:

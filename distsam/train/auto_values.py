@@ -1,5 +1,6 @@
 """Numbers in place of the word auto: from the model at its start, the same on every rank and in every part of a run."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -22,28 +23,39 @@ def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = Non
 
     Args:
         config: of the run.
-        model: whole, at its start.
+        model: placed, at its start.
         folder: of the run; where this goes on with a run, the numbers that it began with stay.
 
-    Returns:
-        What rank 0 finds, on every rank: the weights of a user's task may differ until they are placed.
-
-    Collectives: one object broadcast where a key is auto; every rank calls it.
+    Collectives: those of the rules, and one object broadcast, where a key is auto; every rank calls it.
     """
-    rules = {
+    rules = _rules(config)
+    if not rules:
+        return {}
+
+    found = {key: rule(config.optim, model) for key, rule in rules.items()}
+    settled = from_first_rank(lambda: _settled(folder) if folder is not None and _goes_on(folder, config) else {})
+    return {key: settled.get(key, value) for key, value in found.items()}
+
+
+def loads_all(folder: RunFolder, config: Config) -> bool:
+    """True if nothing depends on the numbers of the start: the run goes on from a checkpoint, or cannot go on.
+
+    A number in place of auto does, which an older checkpoint may lack.
+    """
+    return _goes_on(folder, config) and not _rules(config)
+
+
+def _goes_on(folder: RunFolder, config: Config) -> bool:
+    return config.train.resume == "auto" and bool(published_checkpoints(folder.checkpoints))
+
+
+def _rules(config: Config) -> dict[str, Callable[[Any, Any], float]]:
+    return {
         key: rule
         for part in parts.METHODS.split(config.optim.method)
         for key, rule in part.keys.RULES.items()
         if getattr(config.optim, key) == AUTO
     }
-    if not rules:
-        return {}
-
-    def find() -> dict[str, float]:
-        settled = _settled(folder) if folder is not None and config.train.resume == "auto" else {}
-        return {key: settled[key] if key in settled else rule(config.optim, model) for key, rule in rules.items()}
-
-    return from_first_rank(find)
 
 
 def _settled(folder: RunFolder) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,10 +18,10 @@ from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, place_model, shard
 from distsam.sharding.collectives import all_reduce_sum_, average_
 from distsam.tasks.task import Task, TaskContext
-from distsam.tensornet import core_networks
+from distsam.tensornet import core_networks, deferred_draws
 from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
-from distsam.train.auto_values import auto_values
+from distsam.train.auto_values import auto_values, loads_all
 from distsam.train.config import Config
 from distsam.train.frozen import frozen_identity
 from distsam.train.keys_of_arguments import arguments_as_keys
@@ -77,18 +78,24 @@ class RunParts:
         return {f"auto/{key}": value for key, value in self.auto.items()}
 
 
-def build_plan(config: Config) -> Plan:
-    """The plan that sharding.plan names, or that of an engine which places weights itself."""
+def build_plan(config: Config, row_bounds: tuple[int, ...] | None = None) -> Plan:
+    """The plan that sharding.plan names, or that of an engine which places weights itself.
+
+    Args:
+        config: of the run.
+        row_bounds: how the task divides the rows of a routed mode; equal ranges where that is not known yet.
+    """
     own = parts.ENGINES.chosen(config.engine).plan
     if own is not None:
         chosen: Plan = own(config)
         return chosen
-    named = parts.PLACEMENTS.split(config.sharding.plan)
-    splits = [part for part in named if part.word in parts.SPLITS.parts]
-    others = [part for part in named if part not in splits] or [parts.PLANS.parts["replicate"]]
-    plan: Plan = others[0].build(config.sharding)
-    for part in splits:
-        plan = part.build(config.sharding, plan)
+    words = [part.word for part in parts.PLACEMENTS.split(config.sharding.plan)]
+    plan: Plan = parts.PLANS.parts[words[0] if words[0] in parts.PLANS.parts else "replicate"].build(config.sharding)
+    for word in words:
+        if word in parts.ROUTES.parts:
+            plan = parts.ROUTES.parts[word].build(config.sharding, plan, row_bounds)
+        elif word in parts.SPLITS.parts:
+            plan = parts.SPLITS.parts[word].build(config.sharding, plan)
     return plan
 
 
@@ -126,18 +133,25 @@ def build_task(config: Config, layout: Layout) -> Task:
     return task
 
 
-def build_model(config: Config, task: Task) -> nn.Module:
+def build_model(config: Config, task: Task, *, defers: bool = False) -> nn.Module:
     """The task's model at its start, whole.
+
+    Args:
+        config: of the run.
+        task: of the run.
+        defers: networks may have no numbers yet, if the task does without them; whoever places them draws them.
 
     Raises:
         InputError: there is no such start.
     """
-    with parts.TASKS.chosen(config.task).naming():
+    # A task of the user's own may look at the numbers, or change them.
+    later = deferred_draws() if defers and getattr(task, "starts_deferred", False) else nullcontext()
+    with parts.TASKS.chosen(config.task).naming(), later:
         model = task.build_model()
     if config.train.precision is not None:
         model.to(dtype=torch.float64 if config.train.precision == "float64" else torch.float32)
     for name, param in model.named_parameters():
-        if not torch.isfinite(param).all():
+        if not param.is_meta and not torch.isfinite(param).all():
             key, given = parts.TASKS.chosen(config.task).origin(config)
             raise InputError(f"{key}: {given}: the model starts with values in {name} that are not finite")
     return model
@@ -155,15 +169,15 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
         InputError: a start that does not exist, or a plan that cannot serve the model.
     """
     # Placing it runs collectives, in which the others would wait for a rank that has no model.
-    model = agreed(lambda: build_model(config, task))
+    model = agreed(lambda: build_model(config, task, defers=parts.ENGINES.chosen(config.engine).plan is None))
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
-    # While it is whole on every rank: its norms are known without a collective.
-    auto = auto_values(config, model, folder)
-    config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Of the weights that all ranks will have.
     frozen = from_first_rank(lambda: frozen_identity(model))
-    plan = _placed(config, model, layout)
+    is_loaded = from_first_rank(lambda: folder is not None and loads_all(folder, config))
+    plan = _placed(config, task, model, layout, draws=not is_loaded)
+    auto = auto_values(config, model, folder)
+    config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
         # The run says so itself, once and not on every rank.
@@ -180,14 +194,14 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     return RunParts(layout, task, model, plan, coordinator, engine, auto, num_trained, frozen)
 
 
-def _placed(config: Config, model: nn.Module, layout: Layout) -> ShardPlan:
+def _placed(config: Config, task: Task, model: nn.Module, layout: Layout, draws: bool) -> ShardPlan:
     """Where the weights live; they are there now, unless the engine puts them there."""
     with arguments_as_keys("sharding"):
         if parts.ENGINES.chosen(config.engine).plan is not None:
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
             return build_plan(config).place(shapes, layout.axes)
-        plan = place_model(build_plan(config), model, layout.axes)
-        shard(model, layout.mesh, plan)
+        plan = place_model(build_plan(config, getattr(task, "row_bounds", None)), model, layout.axes)
+        shard(model, layout.mesh, plan, draws=draws)
     return plan
 
 

@@ -34,6 +34,8 @@ RESCALES: Seam[Part] = Seam("optim", "method")
 ASCENTS: Seam[Part] = Seam("optim", "method")
 # build(sharding section) -> Plan
 PLANS: Seam[Part] = Seam("sharding", "plan")
+# build(sharding section, plan of the other ranks, bounds of the rows or None) -> Plan
+ROUTES: Seam[Part] = Seam("sharding", "plan")
 # build(sharding section, plan of the other ranks) -> Plan
 SPLITS: Seam[Part] = Seam("sharding", "plan")
 # build(config, model, optimizer, autocast=, clip_norm=, schedules=) -> Engine
@@ -42,7 +44,9 @@ ENGINES: Seam[EnginePart] = Seam("engine", "kind")
 TRACKERS: Seam[TrackerPart] = Seam("", "")
 
 METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), ("ascends", "rescales"), "sam+das", alone="base")
-PLACEMENTS = SumSeam("sharding", "plan", (PLANS, SPLITS), ("places the same ranks", "cuts the same ranks"), "fsdp+bond")
+PLACEMENTS = SumSeam(
+    "sharding", "plan", (PLANS, ROUTES, SPLITS), ("places copies", "divides rows", "cuts bonds"), "fsdp+bond"
+)
 
 for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
     SOURCES.add(Part(source, completion.InstalledKeys, completion.build_installed))
@@ -68,6 +72,7 @@ RESCALES.add(Part("obar", optim.RescaleKeys, optim.build_obar))
 
 PLANS.add(Part("replicate", sharding.ReplicateKeys, sharding.build_replicate))
 PLANS.add(Part("fsdp", sharding.FsdpKeys, sharding.build_fsdp))
+ROUTES.add(Part("mode", sharding.ModeKeys, sharding.build_mode))
 SPLITS.add(Part("bond", sharding.BondKeys, sharding.build_bond))
 
 ENGINES.add(EnginePart("native", engines.NativeKeys, engines.build_native))

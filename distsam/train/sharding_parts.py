@@ -23,6 +23,13 @@ class BondKeys(Section):
     )
 
 
+class ModeKeys(Section):
+    """plan: mode, alone or in a sum."""
+
+    mode: int = Field(default=0, ge=0, description="Mode of the tensor whose rows, with their data, the ranks divide.")
+    mode_ranks: int | None = Field(default=None, ge=2, description="Ranks that divide the rows; null: all.")
+
+
 def build_replicate(sharding: Any) -> Any:
     """Every weight whole on every rank."""
     from distsam.sharding import Replicate
@@ -35,6 +42,13 @@ def build_fsdp(sharding: FsdpKeys) -> Any:
     from distsam.sharding import Fsdp
 
     return Fsdp(replicas=sharding.replicas)
+
+
+def build_mode(sharding: ModeKeys, others: Any, bounds: tuple[int, ...] | None) -> Any:
+    """The rows of one mode divided over the ranks."""
+    from distsam.sharding import Mode
+
+    return Mode(sharding.mode, sharding.mode_ranks, bounds, others)
 
 
 def build_bond(sharding: BondKeys, others: Any) -> Any:

@@ -11,5 +11,5 @@ def test_two_ranks_have_the_numbers_of_the_first(two_ranks: RankPool) -> None:
     assert expected["rho"] != auto_rho(model_of(1))
     answers = two_ranks.run(numbers_of_this_rank)
     assert [numbers for numbers, _ in answers] == [expected] * 2
-    # One broadcast of an object, its size before it; at the start alone, none in a step.
-    assert [calls for _, calls in answers] == [2, 2]
+    # A sum for each number, and one broadcast of an object, its size before it; at the start alone, none in a step.
+    assert [calls for _, calls in answers] == [4, 4]
