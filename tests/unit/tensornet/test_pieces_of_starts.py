@@ -41,7 +41,7 @@ def raw_cores(start: NetworkStart) -> tuple[list[Tensor], list[float]]:
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[tuple[int, ...], list[list[int]]]:
     """A shape, and per dim where it is cut."""
-    shape = tuple(draw(st.lists(st.integers(1, 8), min_size=1, max_size=4)))
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=4)))
     return shape, [sorted(draw(st.sets(st.integers(0, size), max_size=2)) | {0, size}) for size in shape]
 
 
