@@ -1,5 +1,6 @@
 """Numbers in place of the word auto: from the model at its start, the same on every rank and in every part of a run."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -30,12 +31,7 @@ def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = Non
 
     Collectives: one object broadcast where a key is auto; every rank calls it.
     """
-    rules = {
-        key: rule
-        for part in parts.METHODS.split(config.optim.method)
-        for key, rule in part.keys.RULES.items()
-        if getattr(config.optim, key) == AUTO
-    }
+    rules = auto_rules(config)
     if not rules:
         return {}
 
@@ -44,6 +40,16 @@ def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = Non
         return {key: settled[key] if key in settled else rule(config.optim, model) for key, rule in rules.items()}
 
     return from_first_rank(find)
+
+
+def auto_rules(config: Config) -> dict[str, Callable[[Any, Any], float]]:
+    """Key of the optim section -> what gives its number, for each key that is auto and that the method uses."""
+    return {
+        key: rule
+        for part in parts.METHODS.split(config.optim.method)
+        for key, rule in part.keys.RULES.items()
+        if getattr(config.optim, key) == AUTO
+    }
 
 
 def _settled(folder: RunFolder) -> dict[str, Any]:

@@ -104,8 +104,11 @@ def build_layout(config: Config, world: World) -> Layout:
         return make_layout(world, build_plan(config))
 
 
-def build_task(config: Config, layout: Layout) -> Task:
+def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task:
     """The task of this rank; needs no other process.
+
+    Args:
+        is_planned: nothing is to be trained: see `TaskContext`.
 
     Raises:
         InputError: its data cannot be used, or do not fit the rest of the config.
@@ -118,6 +121,7 @@ def build_task(config: Config, layout: Layout) -> Task:
         device=layout.world.device,
         dtype=torch.float64 if config.train.precision == "float64" else torch.float32,
         sum_over_ranks=lambda tensor: all_reduce_sum_(tensor, layout.data_group),
+        is_planned=is_planned,
     )
     with part.naming():
         task: Task = part.build(config, context)
@@ -159,10 +163,31 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
     # While it is whole on every rank: its norms are known without a collective.
     auto = auto_values(config, model, folder)
-    config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Of the weights that all ranks will have.
     frozen = from_first_rank(lambda: frozen_identity(model))
+    return assemble_parts(config, task, layout, model, auto, frozen)
+
+
+def assemble_parts(
+    config: Config,
+    task: Task,
+    layout: Layout,
+    model: nn.Module,
+    auto: Mapping[str, float],
+    frozen: Mapping[str, str],
+) -> RunParts:
+    """Everything of a run around a model that is whole on this rank.
+
+    Args:
+        auto, frozen: as of RunParts.
+
+    Collectives: those of `shard`; every rank calls it.
+
+    Raises:
+        InputError: a plan that cannot serve the model, or an optimizer that it does not suit.
+    """
+    config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     plan = _placed(config, model, layout)
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
