@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -32,7 +33,7 @@ _OF_MESHES = (
 def fake_world(rank: int, world_size: int) -> Iterator[World]:
     """This process as one of `world_size` ranks of torch's fake process group, on CPU; none is left afterwards.
 
-    Inside, a device mesh works under a FakeTensorMode too.
+    Inside, a device mesh and `Module.to` work under a FakeTensorMode too.
 
     Collectives: all that run inside return at once, with what this rank has put in.
 
@@ -48,6 +49,7 @@ def fake_world(rank: int, world_size: int) -> Iterator[World]:
         for name in _OF_MESHES:
             if name in DeviceMesh.__dict__:
                 stack.enter_context(replaced(DeviceMesh, name, _outside_fake_mode(DeviceMesh.__dict__[name])))
+        stack.enter_context(replaced(nn.Module, "to", _converted))
         yield World(rank, world_size, 0, torch.device("cpu"))
 
 
@@ -63,6 +65,25 @@ def replaced(owner: type, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
         else:
             delattr(owner, name)
+
+
+def _converted(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`module` in another dtype, by new parameters: torch's own way swaps those that are there, which fake ones refuse."""
+    _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
+    made: dict[int, Any] = {}  # what stands in two places stays one
+
+    def convert(tensor: Any) -> Any:
+        if tensor is None or dtype is None or tensor.dtype == dtype or not tensor.is_floating_point():
+            return tensor
+        if id(tensor) not in made:
+            new = tensor.detach().to(dtype)
+            made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else new
+        return made[id(tensor)]
+
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            tensors.update({name: convert(tensor) for name, tensor in tensors.items()})
+    return module
 
 
 def _outside_fake_mode(method: Any) -> Any:

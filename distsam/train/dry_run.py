@@ -147,7 +147,7 @@ def _check(config: Config, world_size: int, rank: int) -> None:
 
 
 def _placed_without_ranks(config: Config, task: Task, layout: Layout) -> ShardPlan:
-    with _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
+    with fake_world(0, 1), _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
         model = build_model(config, task)
         with arguments_as_keys("sharding"):
             return place_model(build_plan(config), model, layout.axes)
