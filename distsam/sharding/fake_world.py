@@ -68,7 +68,7 @@ def replaced(owner: type, name: str, value: Any) -> Iterator[None]:
 
 
 def _converted(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`module` in another dtype, by new parameters: torch's own way swaps those that are there, which fake ones refuse."""
+    """`module` in another dtype, by new parameters: torch swaps the old ones with them, which fake tensors refuse."""
     _, dtype, _, _ = torch._C._nn._parse_to(*args, **kwargs)
     made: dict[int, Any] = {}  # what stands in two places stays one
 

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,16 @@ from distsam.engine import NativeEngine
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, ShardPlan, World, place_model
-from distsam.sharding.cost import Memory, State, StepForm, Weights, collectives_of, memory_of
+from distsam.sharding.cost import Memory, State, StepForm, Weights
 from distsam.sharding.fake_world import fake_world
 from distsam.sharding.groups import shard_groups
-from distsam.sharding.traffic import Collective
 from distsam.tasks.task import Task
 from distsam.tensornet import core_networks
 from distsam.train import parts
 from distsam.train.auto_values import auto_rules
 from distsam.train.build import RunParts, assemble_parts, build_layout, build_model, build_plan, build_task
 from distsam.train.config import Config
+from distsam.train.forecast import Forecast, extrapolate
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.ledger import Ledger, Use
 from distsam.train.settled import recalled, settled, with_values
@@ -39,48 +37,10 @@ from distsam.train.settled import recalled, settled, with_values
 # Up to so many ranks a step is run; of more, formulas say what depends on their number.
 MOST_SIMULATED = 1024
 
-
-@dataclass(frozen=True)
-class Forecast:
-    """What one step costs one rank.
-
-    Attributes:
-        rank: of which; of the world that `plan` is made for.
-        plan, weights, step, state: what the formulas of `sharding.cost` take.
-        num_trained: parameters that are not frozen.
-        memory: bytes that stay, and the gradients; the most at any time of the step.
-        activations: the same of the batch, activations and what lives between two operations.
-        communication: of messages, and of weights gathered for a pass.
-        peak: of everything at one time: not all are largest together.
-        collectives: of the step, in their order where it was run.
-        flops: of the step.
-        sam_collectives, sam_flops: those of them that a step of the base optimizer would not have.
-        num_simulated: ranks of the world in which the step was run.
-    """
-
-    rank: int
-    plan: ShardPlan
-    weights: Weights
-    step: StepForm
-    state: State
-    num_trained: int
-    memory: Memory
-    activations: int
-    communication: int
-    peak: int
-    collectives: tuple[Collective, ...]
-    sam_collectives: tuple[Collective, ...]
-    flops: int
-    sam_flops: int
-    num_simulated: int
-
-    @property
-    def world_size(self) -> int:
-        """Ranks of the world that was asked for."""
-        return prod(self.plan.mesh_shape)
+_NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
-def forecast(config: Config, world_size: int, rank: int = 0) -> Forecast:
+def dry_run(config: Config, world_size: int, rank: int = 0) -> Forecast:
     """What a step of `config` costs rank `rank` of `world_size`, by the functions that a run is built by.
 
     Needs the run's data and no accelerator; writes nothing, starts no process. Everything is computed as on CPU.
@@ -115,25 +75,9 @@ def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast
         layout = build_layout(config, world)
         with _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True) as mode, ledger.watching():
             model = build_model(config, task)
-            weights = _weights_of(model, place_model(build_plan(config), model, layout.axes))
+            weights = _weights_of(config, model, layout)
             run = assemble_parts(config, task, layout, model, {}, {})
             return _measured(run, weights, tree_map_only(Tensor, mode.from_tensor, batches), ledger)
-
-
-def extrapolate(small: Forecast, plan: ShardPlan, rank: int) -> Forecast:
-    """The forecast for `rank` of another world by formulas: weights by `plan`, activations as in `small`."""
-    memory = memory_of(small.weights, plan, rank, small.state, small.step.num_passes)
-    collectives = collectives_of(small.weights, plan, small.step, rank)
-    num_first = len(collectives) // small.step.num_passes
-    return replace(
-        small,
-        rank=rank,
-        plan=plan,
-        memory=memory,
-        peak=small.peak - small.memory.total + memory.total,
-        collectives=collectives,
-        sam_collectives=collectives[num_first:],
-    )
 
 
 def _check(config: Config, world_size: int, rank: int) -> None:
@@ -149,8 +93,7 @@ def _check(config: Config, world_size: int, rank: int) -> None:
 def _placed_without_ranks(config: Config, task: Task, layout: Layout) -> ShardPlan:
     with fake_world(0, 1), _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
         model = build_model(config, task)
-        with arguments_as_keys("sharding"):
-            return place_model(build_plan(config), model, layout.axes)
+        return _placement_of(config, model, layout)
 
 
 def _largest_simulation(config: Config, task: Task, rank: int) -> Forecast:
@@ -165,8 +108,13 @@ def _largest_simulation(config: Config, task: Task, rank: int) -> Forecast:
             num_ranks //= 2
 
 
-def _weights_of(model: nn.Module, plan: ShardPlan) -> Weights:
-    named = dict(model.named_parameters())
+def _placement_of(config: Config, model: nn.Module, layout: Layout) -> ShardPlan:
+    with arguments_as_keys("sharding"):
+        return place_model(build_plan(config), model, layout.axes)
+
+
+def _weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
+    plan, named = _placement_of(config, model, layout), dict(model.named_parameters())
     cores = {id(core) for network in core_networks(model) for core in network.cores}
     with arguments_as_keys("sharding"):
         groups = shard_groups(model, {param for name, param in named.items() if plan.is_whole(name)})
@@ -268,7 +216,9 @@ def _as_mistakes(config: Config) -> Iterator[None]:
     """What a model or task does with values, and cannot be done without, as a mistake that names it."""
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException) as error:
+    except RuntimeError as error:
+        if not isinstance(error, _NEEDS_VALUES) and "numpy() is not supported" not in str(error):
+            raise
         key, given = parts.TASKS.chosen(config.task).origin(config)
         problem = "its model or loss looks at values, which a dry run does not have"
         raise InputError(f"{key}: {given}: {problem} ({type(error).__name__}: {error})") from None
