@@ -48,14 +48,12 @@ def plan(
         if not tflops > 0:
             raise InputError(f"--tflops: {tflops:g}; give a number above 0")
         settings = load_config(config, overrides or [])
-        from distsam.sharding.traffic import LINKS
         from distsam.train.dry_run import dry_run
-        from distsam.train.forecast import record
+        from distsam.train.forecast import link_named, record
 
-        if link not in LINKS:
-            raise InputError(f"--link: {link!r} is unknown; use one of {', '.join(LINKS)}")
+        speeds = link_named(link)
         end_loading()
-        found = record(dry_run(settings, world_size, rank), LINKS[link], tflops * 1e12)
+        found = record(dry_run(settings, world_size, rank), speeds, tflops * 1e12)
         print(json.dumps(found) if as_json else "\n".join(_lines(found)))
 
 
@@ -70,9 +68,9 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     for key, (name, note) in _BYTES.items():
         size = found["bytes"][key]
         yield f"  {name:<20}{size:>16,}  {in_units(size):>10}  {note}".rstrip()
-    yield f"\n{'messages of a step':<22}{'count':>8}{'ranks':>8}{'bytes each':>16}{'bytes in all':>18}{'time':>12}"
+    yield f"\n{'messages of a step':<22}{'count':>8}{'ranks':>8}{'bytes':>18}{'largest':>16}{'time':>12}"
     for row in found["collectives"]:
-        sizes = f"{row['message_bytes']:>16,}{row['total_bytes']:>18,}"
+        sizes = f"{row['bytes']:>18,}{row['largest_bytes']:>16,}"
         yield f"  {row['kind']:<20}{row['count']:>8}{row['num_ranks']:>8}{sizes}{_time(row['time_s']):>12}"
     if not found["collectives"]:
         yield "  none"

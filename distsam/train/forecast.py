@@ -1,13 +1,14 @@
 """What a step of a run is expected to cost one rank: the numbers, their form for JSON, and other worlds by formulas."""
 
-from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any
 
+from distsam.errors import InputError
 from distsam.sharding import ShardPlan
 from distsam.sharding.cost import Memory, State, StepForm, Weights, collectives_of, empty_pieces, memory_of
-from distsam.sharding.traffic import Collective, Link, total_bytes, total_time_s
+from distsam.sharding.traffic import LINKS, Collective, Link, total_bytes, total_time_s
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,17 @@ def extrapolate(small: Forecast, plan: ShardPlan, rank: int) -> Forecast:
     )
 
 
+def link_named(word: str) -> Link:
+    """The speeds that `distsam plan --link` means by `word`.
+
+    Raises:
+        InputError: there are none of that name.
+    """
+    if word not in LINKS:
+        raise InputError(f"--link: {word!r} is unknown; use one of {', '.join(LINKS)}")
+    return LINKS[word]
+
+
 def record(forecast: Forecast, link: Link, flops_per_s: float) -> dict[str, Any]:
     """The forecast as plain values, for JSON; bytes, seconds, and shares of 1.
 
@@ -73,7 +85,6 @@ def record(forecast: Forecast, link: Link, flops_per_s: float) -> dict[str, Any]
         link: by which each rank reaches the others.
         flops_per_s: what a rank computes.
     """
-    calls = Counter(forecast.collectives)
     computing, sending = forecast.flops / flops_per_s, total_time_s(forecast.collectives, link)
     of_sam = forecast.sam_flops / flops_per_s + total_time_s(forecast.sam_collectives, link)
     sent = total_bytes(forecast.collectives)
@@ -90,7 +101,7 @@ def record(forecast: Forecast, link: Link, flops_per_s: float) -> dict[str, Any]
             "communication": forecast.communication,
             "peak": forecast.peak,
         },
-        "collectives": [_row(call, count, link) for call, count in calls.items()],
+        "collectives": list(_rows(forecast.collectives, link)),
         "time_s": {"computing": computing, "sending": sending, "total": computing + sending},
         "sam_share": {
             "bytes_sent": total_bytes(forecast.sam_collectives) / sent if sent else 0.0,
@@ -104,12 +115,15 @@ def record(forecast: Forecast, link: Link, flops_per_s: float) -> dict[str, Any]
     }
 
 
-def _row(call: Collective, count: int, link: Link) -> dict[str, Any]:
-    return {
-        "kind": call.kind,
-        "num_ranks": call.num_ranks,
-        "count": count,
-        "message_bytes": call.message_bytes,
-        "total_bytes": count * call.message_bytes,
-        "time_s": count * call.time_s(link),
-    }
+def _rows(collectives: Sequence[Collective], link: Link) -> Iterator[dict[str, Any]]:
+    """One for each kind and size of group, in the order of their first calls."""
+    for kind, num_ranks in dict.fromkeys((call.kind, call.num_ranks) for call in collectives):
+        calls = [call for call in collectives if (call.kind, call.num_ranks) == (kind, num_ranks)]
+        yield {
+            "kind": kind,
+            "num_ranks": num_ranks,
+            "count": len(calls),
+            "bytes": total_bytes(calls),
+            "largest_bytes": max(call.message_bytes for call in calls),
+            "time_s": total_time_s(calls, link),
+        }
