@@ -91,8 +91,8 @@ def _summary(found: dict[str, Any]) -> Iterator[str]:
     yield f"rank {found['rank']} has an empty piece of: {', '.join(empty) or 'nothing'}"
     if simulated != found["world_size"]:
         yield (
-            f"by formulas; activations, communication and operations are those of a step simulated on {simulated:,} "
-            "ranks, with this rank's batch"
+            "by formulas; activations, communication, operations and messages inside networks are those of a step "
+            f"simulated on {simulated:,} ranks with this rank's batch"
         )
 
 

@@ -1,11 +1,10 @@
 """What a plan costs a rank, by formulas: bytes that it holds, messages of a step. No tensor, no process group.
 
 A parameter is cut along the axes of a mesh as `torch.chunk` cuts it: pieces of ceil(size / ranks), the last ones
-smaller or empty. Cuts along axes that are no data axes come first; the last data axis then cuts what is left, by FSDP2,
-which stores, gathers and reduces pieces padded to equal size.
+smaller or empty. Pieces along a data axis are FSDP2's, which stores, gathers and reduces them padded to equal size.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -89,28 +88,20 @@ class Memory:
         return self.cores + self.other_parameters + self.gradients + self.optimizer_state + self.sam_copy
 
 
-def chunk_size(size: int, num_pieces: int, position: int) -> int:
-    """How much of a dim of `size` the piece at `position` has, where torch.chunk cuts it into `num_pieces`."""
-    largest = -(-size // num_pieces)
-    return max(0, min(largest, size - position * largest))
-
-
 def piece_shape(plan: ShardPlan, name: str, rank: int) -> tuple[int, ...]:
     """The shape of the piece of parameter `name` on `rank`; one of its sizes is 0 where the piece is empty."""
-    return _piece(plan, dict(plan.shapes)[name], plan.dims_of(name), rank)
+    return plan.piece_of(name, coordinate_of(rank, plan.axes))[1]
 
 
 def empty_pieces(plan: ShardPlan, rank: int) -> tuple[str, ...]:
     """The parameters of which `rank` has nothing; one that is empty as a whole does not count."""
-    return tuple(name for name, shape, dims in _places(plan) if 0 not in shape and 0 in _piece(plan, shape, dims, rank))
+    return tuple(name for name, shape in plan.shapes if 0 not in shape and 0 in piece_shape(plan, name, rank))
 
 
 def memory_of(weights: Weights, plan: ShardPlan, rank: int, state: State, num_passes: int) -> Memory:
     """What `rank` holds; `num_passes` is 2 for SAM, which alone keeps a copy."""
-    held, own = {}, {}
-    for name, shape, dims in _places(plan):
-        held[name] = prod(_stored(plan, shape, dims, rank)) * weights.itemsizes[name]
-        own[name] = prod(_piece(plan, shape, dims, rank)) * weights.itemsizes[name]
+    held = {name: size * weights.itemsizes[name] for name, size in _stored(plan, rank).items()}
+    own = {name: prod(piece_shape(plan, name, rank)) * weights.itemsizes[name] for name in held}
     trained = [name for name in held if name in weights.trained]
     return Memory(
         cores=sum(held[name] for name in held if name in weights.cores),
@@ -128,16 +119,18 @@ def collectives_of(weights: Weights, plan: ShardPlan, step: StepForm, rank: int 
     """
     if prod(plan.mesh_shape) == 1:
         return ()
-    sizes = {name: prod(_stored(plan, shape, dims, rank)) for name, shape, dims in _places(plan)}
-    whole = [name for name, _, dims in _places(plan) if not _is_cut_by_data(plan, dims)]
-    groups = [[name for name in group if name not in set(whole)] for group in weights.groups]
+    sizes = _stored(plan, rank)
+    alike = {name: size for name, size in sizes.items() if not is_gathered(plan, name)}
+    groups = [[name for name in group if name not in alike] for group in weights.groups]
     travels_along = _is_small_and_whole(weights, plan)
+    # Where all ranks see the same data there is nothing to average.
+    has_averages = prod(_data_sizes(plan)) > 1
     found: list[Collective] = []
     for length in step.vectors:
         for group in filter(None, groups):
             piece_bytes = sum(sizes[name] * weights.itemsizes[name] for name in group)
             found += _of_group(plan, piece_bytes, step.accumulate)
-        found += _averages(weights, plan, {name: sizes[name] for name in whole}, 2 if travels_along else 0)
+        found += _averages(weights, plan, alike, 2 if travels_along else 0) if has_averages else ()
         if not travels_along:
             found.append(Collective(ALL_REDUCE, length * _FLOAT64_BYTES, prod(plan.mesh_shape)))
     return tuple(found)
@@ -174,38 +167,19 @@ def _is_small_and_whole(weights: Weights, plan: ShardPlan) -> bool:
     return is_whole and len(itemsizes) == 1 and itemsizes <= set(_EXACT_BYTES) and num_bytes <= SMALL_BYTES
 
 
-_Dims = tuple[int | None, ...]
+def is_gathered(plan: ShardPlan, name: str) -> bool:
+    """True if FSDP2 cuts and gathers the parameter: where a data axis cuts it."""
+    return any(
+        d is not None and axis in plan.data_axes for (axis, _), d in zip(plan.axes, plan.dims_of(name), strict=True)
+    )
 
 
-def _places(plan: ShardPlan) -> Iterator[tuple[str, tuple[int, ...], _Dims]]:
-    for (name, shape), (_, dims) in zip(plan.shapes, plan.placements, strict=True):
-        yield name, shape, dims
-
-
-def _piece(plan: ShardPlan, shape: tuple[int, ...], dims: _Dims, rank: int) -> tuple[int, ...]:
-    """What `rank` has of a parameter."""
-    return _cut(plan, shape, dims, coordinate_of(rank, plan.axes))
-
-
-def _stored(plan: ShardPlan, shape: tuple[int, ...], dims: _Dims, rank: int) -> tuple[int, ...]:
-    """What `rank` stores of it: as much as the first rank along the data axes, which has most."""
+def _stored(plan: ShardPlan, rank: int) -> dict[str, int]:
+    """Parameter -> elements that `rank` stores: as many as the first rank along the data axes, which has most."""
     coordinate = coordinate_of(rank, plan.axes)
     names = [name for name, _ in plan.axes]
     first = [0 if name in plan.data_axes else place for name, place in zip(names, coordinate, strict=True)]
-    return _cut(plan, shape, dims, first)
-
-
-def _cut(plan: ShardPlan, shape: tuple[int, ...], dims: _Dims, coordinate: Sequence[int]) -> tuple[int, ...]:
-    left = list(shape)
-    # Data axes cut last: FSDP2 cuts what the others have left.
-    for axis in sorted(range(len(plan.axes)), key=lambda axis: plan.axes[axis][0] in plan.data_axes):
-        if (dim := dims[axis]) is not None:
-            left[dim] = chunk_size(left[dim], plan.axes[axis][1], coordinate[axis])
-    return tuple(left)
-
-
-def _is_cut_by_data(plan: ShardPlan, dims: _Dims) -> bool:
-    return any(dim is not None and name in plan.data_axes for (name, _), dim in zip(plan.axes, dims, strict=True))
+    return {name: prod(plan.piece_of(name, first)[1]) for name, _ in plan.shapes}
 
 
 def _data_sizes(plan: ShardPlan) -> list[int]:

@@ -14,13 +14,13 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     UnsupportedOperatorException,
 )
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from distsam.engine import NativeEngine
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, ShardPlan, World, place_model
-from distsam.sharding.cost import Memory, State, StepForm, Weights
+from distsam.sharding.cost import Memory, State, StepForm, Weights, is_gathered
 from distsam.sharding.fake_world import fake_world
 from distsam.sharding.groups import shard_groups
 from distsam.tasks.task import Task
@@ -77,7 +77,8 @@ def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast
             model = build_model(config, task)
             weights = _weights_of(config, model, layout)
             run = assemble_parts(config, task, layout, model, {}, {})
-            return _measured(run, weights, tree_map_only(Tensor, mode.from_tensor, batches), ledger)
+            fake = (tree_map_only(Tensor, mode.from_tensor, batch) for batch in batches)
+            return _measured(run, weights, fake, ledger)
 
 
 def _check(config: Config, world_size: int, rank: int) -> None:
@@ -117,7 +118,7 @@ def _weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
     plan, named = _placement_of(config, model, layout), dict(model.named_parameters())
     cores = {id(core) for network in core_networks(model) for core in network.cores}
     with arguments_as_keys("sharding"):
-        groups = shard_groups(model, {param for name, param in named.items() if plan.is_whole(name)})
+        groups = shard_groups(model, {param for name, param in named.items() if not is_gathered(plan, name)})
     return Weights(
         itemsizes={name: param.element_size() for name, param in named.items()},
         cores=frozenset(name for name, param in named.items() if id(param) in cores),
@@ -126,8 +127,8 @@ def _weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
     )
 
 
-def _measured(run: RunParts, weights: Weights, batches: Sequence[Sequence[Any]], ledger: Ledger) -> Forecast:
-    engine, count = run.engine, len(batches[0])
+def _measured(run: RunParts, weights: Weights, batches: Iterator[Sequence[Any]], ledger: Ledger) -> Forecast:
+    engine = run.engine
     assert isinstance(engine, NativeEngine)
     starts: list[tuple[int, int]] = []
 
@@ -135,12 +136,14 @@ def _measured(run: RunParts, weights: Weights, batches: Sequence[Sequence[Any]],
         starts.append((len(ledger.collectives), ledger.flops))
         return run.task.loss(run.model, batch)
 
-    engine.step([partial(loss_of, batch) for batch in batches[0]])  # makes the optimizer's state
+    engine.step([partial(loss_of, batch) for batch in next(batches)])  # makes the optimizer's state
     _label(run, engine, weights, ledger)
     starts.clear()
+    batch = next(batches)
+    ledger.label(Use.WORKING, [tensor for tensor in tree_leaves(batch) if isinstance(tensor, Tensor)])
     ledger.begin()
-    engine.step([partial(loss_of, batch) for batch in batches[1]])
-    num_passes = len(starts) // count
+    engine.step([partial(loss_of, piece) for piece in batch])
+    count, num_passes = len(batch), len(starts) // len(batch)
     # What comes before the second pass begins is what the second pass adds: the same once more.
     calls, flops = starts[count] if num_passes > 1 else (0, 0)
     most, peak = ledger.most()

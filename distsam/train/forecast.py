@@ -1,5 +1,6 @@
 """What a step of a run is expected to cost one rank: the numbers, their form for JSON, and other worlds by formulas."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
@@ -52,10 +53,13 @@ class Forecast:
 
 
 def extrapolate(small: Forecast, plan: ShardPlan, rank: int) -> Forecast:
-    """The forecast for `rank` of another world by formulas: weights by `plan`, activations as in `small`."""
+    """The forecast for `rank` of another world by formulas: weights by `plan`, the rest as in `small`."""
     memory = memory_of(small.weights, plan, rank, small.state, small.step.num_passes)
-    collectives = collectives_of(small.weights, plan, small.step, rank)
-    num_of_base = len(collectives) // small.step.num_passes
+    first_passes = replace(small.step, vectors=small.step.vectors[:-1])
+    collectives, of_sam = (
+        (*collectives_of(small.weights, plan, step, rank), *_inside_networks(small, calls, step, plan))
+        for step, calls in ((small.step, small.collectives), (first_passes, small.sam_collectives))
+    )
     return replace(
         small,
         rank=rank,
@@ -63,8 +67,18 @@ def extrapolate(small: Forecast, plan: ShardPlan, rank: int) -> Forecast:
         memory=memory,
         peak=small.peak - small.memory.total + memory.total,
         collectives=collectives,
-        sam_collectives=collectives[: len(collectives) - num_of_base],
+        sam_collectives=of_sam,
     )
+
+
+def _inside_networks(
+    small: Forecast, calls: Sequence[Collective], step: StepForm, plan: ShardPlan
+) -> Iterator[Collective]:
+    """Those of `calls` that no formula gives: sent along axes whose ranks compute together, of their size in `plan`."""
+    sizes = {dict(small.plan.axes)[axis]: dict(plan.axes)[axis] for axis in small.plan.contracted_axes}
+    by_formula = Counter(collectives_of(small.weights, small.plan, step, small.rank))
+    for call in (Counter(calls) - by_formula).elements():
+        yield replace(call, num_ranks=sizes.get(call.num_ranks, call.num_ranks))
 
 
 def link_named(word: str) -> Link:

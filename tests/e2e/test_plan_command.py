@@ -57,9 +57,8 @@ def test_json_is_one_object_of_numbers(tmp_path: Path) -> None:
 def test_a_world_beyond_those_that_are_simulated_is_said_to_be_planned_by_formulas(tmp_path: Path) -> None:
     done = invoke("plan", small_config(tmp_path), "--world-size", 4096)
     assert done.exit_code == 0, done.output
-    assert (
-        "by formulas; activations, communication and operations are those of a step simulated on 1,024" in done.output
-    )
+    assert "by formulas" in done.output
+    assert "simulated on 1,024 ranks" in done.output
 
 
 @pytest.mark.parametrize(
@@ -67,7 +66,7 @@ def test_a_world_beyond_those_that_are_simulated_is_said_to_be_planned_by_formul
     [
         (["--world-size", 0], "--world-size: 0"),
         (["--rank", -1], "--rank: -1"),
-        (["--world-size", 7, "sharding.plan=fsdp"], "sharding.plan: fsdp: no core has a dim that 7 ranks divide"),
+        (["--world-size", 17, "sharding.plan=fsdp"], "sharding.plan: fsdp: no core has a dim that 17 ranks divide"),
         (["train.stepz=3"], "train.stepz: unknown key"),
         (["engine.kind=deepspeed", "engine.stage=1", "network.dtype=float32"], "engine.kind: deepspeed"),
         (["--link", "usb"], "--link: 'usb' is unknown"),

@@ -55,6 +55,7 @@ def config(folder: Path, text: str) -> Path:
         (SMALL, ["sharding.plan=replicate"]),
         (SMALL, ["sharding.plan=fsdp"]),
         (SMALL, ["sharding.plan=fsdp", "train.accumulate=2", "optim.method=sam+das", "optim.alpha=0.1"]),
+        (SMALL, ["sharding.plan=bond"]),
         (LARGE, ["sharding.plan=replicate"]),
         (LARGE, ["sharding.plan=fsdp", "optim.method=base"]),
     ],
@@ -67,14 +68,20 @@ def test_a_step_on_two_ranks_sends_and_holds_what_was_predicted(
 
 
 @pytest.mark.parametrize(
-    "overrides",
-    [["sharding.plan=replicate"], ["sharding.plan=fsdp"], ["sharding.plan=fsdp", "sharding.replicas=2"]],
-    ids=lambda overrides: ",".join(overrides),
+    ("text", "overrides"),
+    [
+        (LARGE, ["sharding.plan=replicate"]),
+        (LARGE, ["sharding.plan=fsdp"]),
+        (LARGE, ["sharding.plan=fsdp", "sharding.replicas=2"]),
+        (LARGE, ["sharding.plan=fsdp+bond", "sharding.bond_ranks=2"]),
+        # A core of 6 rows: the ranks have 2, 2, 2 and none of them.
+        (SMALL, ["sharding.plan=fsdp"]),
+    ],
 )
 def test_a_step_on_four_ranks_sends_and_holds_what_was_predicted(
-    four_ranks: RankPool, tmp_path: Path, overrides: list[str]
+    four_ranks: RankPool, tmp_path: Path, text: str, overrides: list[str]
 ) -> None:
-    path = config(tmp_path, LARGE)
+    path = config(tmp_path, text)
     assert four_ranks.run(measure_second_step, str(path), overrides) == predicted(path, overrides, 4)
 
 
