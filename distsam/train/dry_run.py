@@ -1,5 +1,6 @@
 """What a step of a run would cost one rank of a world, without that world: shapes run through it, not numbers."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -73,12 +74,12 @@ def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast
     ledger = Ledger()
     with fake_world(rank, world_size) as world:
         layout = build_layout(config, world)
-        with _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True) as mode, ledger.watching():
+        with _spoken_for(config), FakeTensorMode(allow_non_fake_inputs=True) as mode, ledger.watching():
             model = build_model(config, task)
-            weights = _weights_of(config, model, layout)
+            weights = weights_of(config, model, layout)
             run = assemble_parts(config, task, layout, model, {}, {})
             fake = (tree_map_only(Tensor, mode.from_tensor, batch) for batch in batches)
-            return _measured(run, weights, fake, ledger)
+            return measure_step(run, weights, fake, ledger)
 
 
 def _check(config: Config, world_size: int, rank: int) -> None:
@@ -92,7 +93,7 @@ def _check(config: Config, world_size: int, rank: int) -> None:
 
 
 def _placed_without_ranks(config: Config, task: Task, layout: Layout) -> ShardPlan:
-    with fake_world(0, 1), _as_mistakes(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
+    with fake_world(0, 1), _spoken_for(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
         model = build_model(config, task)
         return _placement_of(config, model, layout)
 
@@ -114,7 +115,8 @@ def _placement_of(config: Config, model: nn.Module, layout: Layout) -> ShardPlan
         return place_model(build_plan(config), model, layout.axes)
 
 
-def _weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
+def weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
+    """What the formulas must know of `model`, which is whole yet."""
     plan, named = _placement_of(config, model, layout), dict(model.named_parameters())
     cores = {id(core) for network in core_networks(model) for core in network.cores}
     with arguments_as_keys("sharding"):
@@ -127,7 +129,14 @@ def _weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
     )
 
 
-def _measured(run: RunParts, weights: Weights, batches: Iterator[Sequence[Any]], ledger: Ledger) -> Forecast:
+def measure_step(run: RunParts, weights: Weights, batches: Iterator[Sequence[Any]], ledger: Ledger) -> Forecast:
+    """What the second step of `run` takes; the first one makes the optimizer's state.
+
+    Args:
+        weights: of the model.
+        batches: the micro-batches of each of the two steps.
+        ledger: watching since before the model was built.
+    """
     engine = run.engine
     assert isinstance(engine, NativeEngine)
     starts: list[tuple[int, int]] = []
@@ -215,10 +224,13 @@ def _state_of(engine: NativeEngine, weights: Weights) -> State:
 
 
 @contextmanager
-def _as_mistakes(config: Config) -> Iterator[None]:
-    """What a model or task does with values, and cannot be done without, as a mistake that names it."""
+def _spoken_for(config: Config) -> Iterator[None]:
+    """What a model or task does with values, and cannot be done without, as a mistake that names it; no warnings, which
+    are for those who train."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except RuntimeError as error:
         if not isinstance(error, _NEEDS_VALUES) and "numpy() is not supported" not in str(error):
             raise

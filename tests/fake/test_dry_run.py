@@ -11,13 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.utils._pytree import tree_map_only
 
 from distsam.errors import InputError
+from distsam.sharding import Layout
 from distsam.sharding.cost import collectives_of, empty_pieces, memory_of
+from distsam.train.build import build_parts, build_task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
-from distsam.train.dry_run import dry_run
+from distsam.train.dry_run import dry_run, measure_step, weights_of
 from distsam.train.forecast import Forecast, extrapolate
+from distsam.train.ledger import Ledger
 
 # 1,024 ranks cut the first core alone; with so many parameters gradients do not travel with the numbers of a pass.
 LARGE = """
@@ -32,7 +36,7 @@ MEASURED = """
 import json, resource, sys, time
 start = time.perf_counter()
 from distsam.train.config_file import load_config
-from distsam.train.dry_run import dry_run
+from distsam.train.dry_run import dry_run, measure_step, weights_of
 found = dry_run(load_config(sys.argv[1], ["sharding.plan=fsdp"]), 1024, 5)
 usage = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps([time.perf_counter() - start, 1024 * usage.ru_maxrss, found.num_simulated]))
@@ -83,6 +87,23 @@ def test_a_classifier_of_several_networks_is_gathered_network_by_network() -> No
     assert_equals_formulas(found)
     assert len(found.weights.groups) == 3
     assert found.memory.other_parameters > 0
+
+
+@pytest.mark.parametrize("name", ["covid_sam", "covid_das", "digits"])
+def test_a_step_on_fake_tensors_holds_and_does_what_a_real_one_does(name: str) -> None:
+    given = load_config(Path(__file__).parents[2] / "configs" / f"{name}.yaml")
+    layout = Layout.alone()
+    task = build_task(given, layout)
+    batches = [task.microbatches(step, 1) for step in range(2)]
+    ledger = Ledger()
+    with ledger.watching():
+        run = build_parts(given, task, layout)
+        # Copies, whose memory is of torch and not of numpy.
+        copies = (tree_map_only(torch.Tensor, torch.clone, batch) for batch in batches)
+        real = measure_step(run, weights_of(given, run.model, layout), copies, ledger)
+    fake = dry_run(given, 1)
+    assert (fake.memory, fake.activations, fake.peak) == (real.memory, real.activations, real.peak)
+    assert (fake.flops, fake.sam_flops) == (real.flops, real.sam_flops)
 
 
 def test_sam_doubles_the_messages_and_adds_a_copy_and_a_gradient(tmp_path: Path) -> None:
