@@ -15,6 +15,7 @@ from distsam.commands.export import export
 from distsam.commands.init import init
 from distsam.commands.keys import keys
 from distsam.commands.loading import begin_loading
+from distsam.commands.plan import plan
 from distsam.commands.predict import predict
 from distsam.commands.report import report
 from distsam.commands.train import train
@@ -29,7 +30,22 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-COMMANDS = (train, watch, report, evaluate, predict, export, compress, tune, compare, work, init, keys, wandb_workspace)
+COMMANDS = (
+    train,
+    plan,
+    watch,
+    report,
+    evaluate,
+    predict,
+    export,
+    compress,
+    tune,
+    compare,
+    work,
+    init,
+    keys,
+    wandb_workspace,
+)
 for command in COMMANDS:
     app.command()(command)
 

@@ -27,6 +27,11 @@ class Perturbation:
         self._largest = math.inf
         self.is_inside = False
 
+    @property
+    def copies(self) -> tuple[Tensor, ...]:
+        """The buffers for the copy of the weights, which stay from step to step."""
+        return tuple(self._saved)
+
     def enter(self, pieces: Pieces, directions: Sequence[Tensor | None], scales: float | Tensor) -> None:
         """Copy the weights, then add scale * direction to each parameter that has one. Call it under no_grad.
 

@@ -70,6 +70,11 @@ class TwoPass(Wrapper):
         """The networks that the ascent asks about."""
         return self.ascent.networks
 
+    @property
+    def copies(self) -> tuple[Tensor, ...]:
+        """The weights before the last perturbation."""
+        return self._perturbation.copies
+
     def own_counters(self) -> Mapping[str, Tensor | int]:
         """What the ascent counts."""
         return self.ascent.own_counters()

@@ -236,6 +236,11 @@ class Wrapper(Optimizer):
         """This rank wants the run to end; all ranks learn it in their next step."""
         self.guard.wants_stop = True
 
+    @property
+    def copies(self) -> tuple[Tensor, ...]:
+        """Local tensors that it keeps from step to step beside state, to bring weights back; none for most."""
+        return ()
+
     def own_counters(self) -> Mapping[str, Tensor | int]:
         """What this wrapper itself counts, "<name>/<what>" -> number, on the device where it is counted there."""
         return {}

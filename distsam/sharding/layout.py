@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils.weak import WeakIdKeyDictionary
 
 from distsam.sharding.collectives import new_group, world_size
-from distsam.sharding.plan import Axes, Plan
+from distsam.sharding.plan import Axes, Plan, coordinate_of
 from distsam.sharding.world import World
 
 
@@ -25,7 +25,7 @@ class Layout:
 
     Attributes:
         world: this process among all.
-        mesh: the device mesh of those axes; None in a world of one process.
+        mesh: the device mesh of those axes; None in a world of one process, or where a run is planned only.
         axes: (name, size), slowest first.
         data_axes: those along which ranks see different data.
         data_group: the ranks that differ from this one only along data axes; None is the whole world.
@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def _coordinate(self) -> Sequence[int]:
-        return coordinate_on(self.mesh, self.axes)
+        return coordinate_of(self.world.rank, self.axes) if self.mesh is None else coordinate_on(self.mesh, self.axes)
 
 
 def make_layout(world: World, plan: Plan) -> Layout:

@@ -10,6 +10,15 @@ from distsam.tensornet import NetworkSpec
 Axes = tuple[tuple[str, int], ...]
 
 
+def coordinate_of(rank: int, axes: Axes) -> tuple[int, ...]:
+    """The position of a rank along every axis, the last one running fastest."""
+    found = []
+    for _, size in reversed(axes):
+        rank, position = divmod(rank, size)
+        found.append(position)
+    return tuple(reversed(found))
+
+
 @dataclass(frozen=True)
 class NetworkWeights:
     """A network within a model, by the names of its parameters.

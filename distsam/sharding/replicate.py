@@ -15,12 +15,9 @@ from torch.autograd import Variable
 from torch.distributed import ProcessGroup
 from torch.utils.weak import WeakIdKeyDictionary
 
+from distsam.sharding.buckets import SMALL_BYTES, bucketed
 from distsam.sharding.collectives import start_all_reduce_sum_, world_size
 from distsam.sharding.local import local_tensor, placed_like
-
-BUCKET_BYTES = 25 * 2**20
-# So few bytes take no longer to send after backward than during it.
-SMALL_BYTES = 2**18
 
 
 @dataclass
@@ -219,14 +216,5 @@ def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> Tensor:
 
 
 def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:
-    buckets: list[_Bucket] = []
-    room = 0
-    for param in params:
-        size = local_tensor(param).numel() * param.element_size()
-        last = buckets[-1].params[-1] if buckets else None
-        if last is None or size > room or last.dtype != param.dtype or last.device != param.device:
-            buckets.append(_Bucket([]))
-            room = BUCKET_BYTES
-        buckets[-1].params.append(param)
-        room -= size
-    return buckets
+    sizes = [(local_tensor(p).numel() * p.element_size(), (p.dtype, p.device)) for p in params]
+    return [_Bucket([params[position] for position in bucket]) for bucket in bucketed(sizes)]

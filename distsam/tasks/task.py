@@ -64,6 +64,7 @@ class TaskContext:
         device, dtype: where the model computes, and in what.
         sum_over_ranks: tensor of this data rank -> sum over all data ranks, the same bits on every one of them. A
             collective: all ranks call it equally often, with equal shapes.
+        is_planned: the model is to have shapes and no numbers: it takes no memory, and a start need not be computed.
     """
 
     seed: int = 0
@@ -72,6 +73,7 @@ class TaskContext:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float32
     sum_over_ranks: Callable[[Tensor], Tensor] = _unchanged
+    is_planned: bool = False
 
 
 class Task(Protocol):

@@ -28,7 +28,7 @@ def auto_values(config: Config, model: nn.Module, folder: RunFolder | None = Non
 
     Collectives: those of the rules, and one object broadcast, where a key is auto; every rank calls it.
     """
-    rules = _rules(config)
+    rules = auto_rules(config)
     if not rules:
         return {}
 
@@ -42,14 +42,15 @@ def loads_all(folder: RunFolder, config: Config) -> bool:
 
     A number in place of auto does, which an older checkpoint may lack.
     """
-    return _goes_on(folder, config) and not _rules(config)
+    return _goes_on(folder, config) and not auto_rules(config)
 
 
 def _goes_on(folder: RunFolder, config: Config) -> bool:
     return config.train.resume == "auto" and bool(published_checkpoints(folder.checkpoints))
 
 
-def _rules(config: Config) -> dict[str, Callable[[Any, Any], float]]:
+def auto_rules(config: Config) -> dict[str, Callable[[Any, Any], float]]:
+    """Key of the optim section -> what gives its number, for each key that is auto and that the method uses."""
     return {
         key: rule
         for part in parts.METHODS.split(config.optim.method)

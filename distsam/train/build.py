@@ -111,8 +111,11 @@ def build_layout(config: Config, world: World) -> Layout:
         return make_layout(world, build_plan(config))
 
 
-def build_task(config: Config, layout: Layout) -> Task:
+def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task:
     """The task of this rank; needs no other process.
+
+    Args:
+        is_planned: nothing is to be trained: see `TaskContext`.
 
     Raises:
         InputError: its data cannot be used, or do not fit the rest of the config.
@@ -125,6 +128,7 @@ def build_task(config: Config, layout: Layout) -> Task:
         device=layout.world.device,
         dtype=torch.float64 if config.train.precision == "float64" else torch.float32,
         sum_over_ranks=lambda tensor: all_reduce_sum_(tensor, layout.data_group),
+        is_planned=is_planned,
     )
     with part.naming():
         task: Task = part.build(config, context)
@@ -171,13 +175,34 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     # Placing it runs collectives, in which the others would wait for a rank that has no model.
     model = agreed(lambda: build_model(config, task, defers=parts.ENGINES.chosen(config.engine).plan is None))
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
-    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # Of the weights that all ranks will have.
     frozen = from_first_rank(lambda: frozen_identity(model))
     is_loaded = from_first_rank(lambda: folder is not None and loads_all(folder, config))
-    plan = _placed(config, task, model, layout, draws=not is_loaded)
-    auto = auto_values(config, model, folder)
+    plan = place_weights(config, task, model, layout, draws=not is_loaded)
+    return assemble_parts(config, task, layout, model, plan, auto_values(config, model, folder), frozen)
+
+
+def assemble_parts(
+    config: Config,
+    task: Task,
+    layout: Layout,
+    model: nn.Module,
+    plan: ShardPlan,
+    auto: Mapping[str, float],
+    frozen: Mapping[str, str],
+) -> RunParts:
+    """Everything of a run around a model that was placed by `plan`.
+
+    Args:
+        auto, frozen: as of RunParts.
+
+    Collectives: those of building the engine; every rank calls it.
+
+    Raises:
+        InputError: an optimizer that does not suit the model.
+    """
     config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
+    num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     optimizer = build_optimizer(config, model)
     with warnings.catch_warnings():
         # The run says so itself, once and not on every rank.
@@ -194,8 +219,17 @@ def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | 
     return RunParts(layout, task, model, plan, coordinator, engine, auto, num_trained, frozen)
 
 
-def _placed(config: Config, task: Task, model: nn.Module, layout: Layout, draws: bool) -> ShardPlan:
-    """Where the weights live; they are there now, unless the engine puts them there."""
+def place_weights(config: Config, task: Task, model: nn.Module, layout: Layout, *, draws: bool) -> ShardPlan:
+    """Where the weights live; they are there now, unless the engine puts them there.
+
+    Args:
+        draws: deferred networks get their numbers, else zeros.
+
+    Collectives: those of `shard`; every rank calls it.
+
+    Raises:
+        InputError: a plan that cannot serve the model.
+    """
     with arguments_as_keys("sharding"):
         if parts.ENGINES.chosen(config.engine).plan is not None:
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}

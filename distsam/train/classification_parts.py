@@ -176,6 +176,11 @@ def check_task(config: Any) -> None:
         raise InputError(f"train.early_stopping: {config.train.early_stopping} needs data.validation > 0")
 
 
+def planned_keys(config: Any) -> dict[str, Any]:
+    """Dotted key -> value of a plan: no processes that load, and layers of the same shapes that fit no weights."""
+    return {"data.num_workers": 0, "model.fit": False}
+
+
 def origin(config: Any) -> tuple[str, Any]:
     """Where the examples come from."""
     for key in ("path", "target"):

@@ -147,7 +147,8 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
     with arguments_as_keys("network"):
         network = network.model_copy(update=auto_sizes(formats, network, entries.shape, len(split.train)))
         spec = formats.chosen(network).build(network, entries.shape)
-    _check_memory(config, spec, context.device.type)
+    if not context.is_planned:
+        _check_memory(config, spec, context.device.type)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
     return CompletionTask(
@@ -211,6 +212,11 @@ def check_task(config: Any) -> None:
 def refit_keys() -> dict[str, Any]:
     """Dotted key -> value of the fit to all observed entries; the same ones stay held out."""
     return {"data.validation": 0.0, "train.early_stopping": None}
+
+
+def planned_keys(config: Any) -> dict[str, Any]:
+    """Dotted key -> value of a plan: a start that needs no values, of the same shapes."""
+    return {"network.init": "gaussian"}
 
 
 def build_installed(data: DataKeys) -> Any:

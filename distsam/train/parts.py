@@ -113,6 +113,7 @@ TASKS.add(
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
         refit=completion.refit_keys,
+        planned=completion.planned_keys,
     )
 )
 CLASS_SOURCES.add(Part("npz", classification.NpzKeys, classification.build_npz))
@@ -146,6 +147,7 @@ TASKS.add(
             "heldout": "data.heldout",
             "model": "model.kind",
         },
+        planned=classification.planned_keys,
     )
 )
 TASKS.add(

@@ -357,6 +357,8 @@ class TaskPart(Part):
         settle: (config, task) -> dotted key -> value for those that are; without collectives.
         refit: () -> dotted key -> value of a second fit, which also takes what the first has kept apart to
             choose weights by; None where there is no such fit.
+        planned: config -> dotted key -> value of a run that is planned only: one of the same shapes, whose start is not
+            computed from values, and that starts no process.
     """
 
     sections: tuple[SectionForm, ...] = ()
@@ -369,6 +371,7 @@ class TaskPart(Part):
     settles: tuple[str, ...] = ()
     settle: Callable[[Any, Any], Mapping[str, Any]] = lambda config, task: {}
     refit: Callable[[], Mapping[str, Any]] | None = None
+    planned: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
     def naming(self) -> AbstractContextManager[None]:
         """Say errors about the task's arguments with their keys."""

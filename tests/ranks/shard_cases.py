@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import distsam
 from distsam.balance import Meter
-from distsam.sharding import Fsdp, LocalPieces, ShardPlan, make_layout, replicate
+from distsam.sharding import Fsdp, LocalPieces, ShardPlan, buckets, make_layout, replicate
 from distsam.sharding.collectives import rank, world_size
 
 
@@ -46,13 +46,13 @@ def evaluate_before_perturbed_forward() -> tuple[bool, bool]:
 
 def average(bucket_bytes: int, dtypes: list[str]) -> dict[str, Any]:
     """Averaged gradients of five parameters with buckets of this size, and how many buckets there were."""
-    kept = replicate.BUCKET_BYTES
-    replicate.BUCKET_BYTES = bucket_bytes
+    kept = buckets.BUCKET_BYTES
+    buckets.BUCKET_BYTES = bucket_bytes
     try:
         params = [nn.Parameter(torch.zeros(10, dtype=getattr(torch, d))) for d in dtypes]
         averager = replicate.GradientAverager(params)
     finally:
-        replicate.BUCKET_BYTES = kept
+        buckets.BUCKET_BYTES = kept
     loss = sum(((k + 1) * (rank() + 1) * p.double()).sum() for k, p in enumerate(params))
     assert isinstance(loss, Tensor)
     loss.backward()
