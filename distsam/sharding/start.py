@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
 from distsam.sharding.collectives import all_reduce_sum_
-from distsam.sharding.local import local_tensor
+from distsam.sharding.local import is_sharded, local_tensor
 from distsam.sharding.ownership import owns
 from distsam.sharding.plan import ShardPlan
 from distsam.tensornet import TensorNetwork
@@ -29,8 +29,12 @@ def make_room(model: nn.Module) -> None:
         def place(tensor: Tensor, device: torch.device = device) -> Tensor:
             return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor
 
-        # FSDP2 takes over the new pieces when the module that it wraps is told to change its tensors in this way.
-        network._apply(place)
+        if any(is_sharded(core) for core in network.cores):
+            # FSDP2 takes over the new pieces when the module that it wraps is told to change its tensors in this way.
+            network._apply(place)
+        for k, core in enumerate(network.cores):
+            if core.is_meta:
+                network.cores[k] = nn.Parameter(place(core.detach()), core.requires_grad)
 
 
 @torch.no_grad()

@@ -20,12 +20,27 @@ def test_each_core_is_cut_along_its_widest_dim_that_divides() -> None:
     assert [plan.dims_of(name) for name in shapes] == [(0,), (0,), (0,), (1,)]
 
 
-def test_a_core_that_nothing_divides_stays_whole_and_is_not_padded() -> None:
-    plan = Fsdp().place({"big": (8, 3), "odd": (7, 5), "scalar": ()}, (("shard", 4),))
-    assert plan.placements == (("big", (0,)), ("odd", (None,)), ("scalar", (None,)))
-    assert (plan.is_whole("big"), plan.is_whole("odd")) == (False, True)
-    assert "odd (7 x 5): whole on every rank" in plan.describe()
-    assert "big (8 x 3): dim 0 cut into 4 pieces of 2" in plan.describe()
+def test_a_core_that_nothing_divides_is_cut_unevenly_where_that_at_most_doubles_it() -> None:
+    shapes = {"big": (8, 3), "odd": (7, 5), "pair": (2, 5), "single": (1, 5), "scalar": ()}
+    plan = Fsdp().place(shapes, (("shard", 4),))
+    # 7 rows are filled up to 8 and 2 to 4, one would be to 4
+    assert [plan.dims_of(name) for name in shapes] == [(0,), (0,), (0,), (None,), (None,)]
+    assert (plan.is_whole("odd"), plan.is_whole("single")) == (False, True)
+    text = plan.describe()
+    assert "single (1 x 5): whole on every rank" in text
+    assert "big (8 x 3): dim 0 cut into 4 pieces of 2" in text
+    assert "odd (7 x 5): dim 0 cut into 4 pieces of at most 2" in text
+
+
+def test_pieces_are_those_of_torch_chunk_and_may_be_empty() -> None:
+    plan = Fsdp().place({"odd": (7, 5), "pair": (2, 5)}, (("shard", 4),))
+    assert [plan.piece_of("odd", (rank,)) for rank in range(4)] == [
+        ((0, 0), (2, 5)),
+        ((2, 0), (2, 5)),
+        ((4, 0), (2, 5)),
+        ((6, 0), (1, 5)),
+    ]
+    assert [plan.piece_of("pair", (rank,))[1] for rank in range(4)] == [(1, 5), (1, 5), (0, 5), (0, 5)]
 
 
 def test_a_parameter_without_elements_stays_whole() -> None:
@@ -39,13 +54,13 @@ def test_the_last_mesh_axis_is_the_one_that_cuts() -> None:
 
 
 def test_a_world_that_no_core_can_serve_is_refused_with_sizes_that_work() -> None:
-    shapes = shapes_of(distsam.tucker((438, 6, 11), (8, 6, 8)))
-    with pytest.raises(InputError, match=r"plan: fsdp: .* 7 ranks divide; use a shard axis of 2, 3, 4, 6, 8"):
+    shapes = shapes_of(distsam.tr((5, 5, 5), 1))
+    with pytest.raises(InputError, match=r"plan: fsdp: .* 7 ranks divide, or nearly; use a shard axis of 5"):
         Fsdp().place(shapes, (("shard", 7),))
 
 
 def test_an_unknown_plan_is_refused_by_name() -> None:
-    with pytest.raises(InputError, match=r"plan: zero: unknown plan; use one of replicate, fsdp"):
+    with pytest.raises(InputError, match=r"plan: zero: unknown plan; use one of replicate, fsdp, bond, mode"):
         plan_named("zero")
     with pytest.raises(InputError, match=r"plan: zero"):
         distsam.shard(distsam.TensorNetwork(distsam.tt((8, 8), 2)), None, "zero")
@@ -87,7 +102,7 @@ Placements = tuple[tuple[str, tuple[int | None, ...]], ...]
         (FOUR, (("left", (0, None)), ("right", (None,))), "left has 2 placements"),
         (FOUR, (("left", (2,)), ("right", (None,))), r"left of shape \(8, 3\) cannot be cut along dim 2 into 4 pieces"),
         (FOUR, (("left", (-2,)), ("right", (None,))), "left .* cannot be cut along dim -2"),
-        (FOUR, (("left", (0,)), ("right", (1,))), r"right of shape \(3, 5\) cannot be cut along dim 1 into 4 pieces"),
+        (FOUR, (("left", (0,)), ("right", (2,))), r"right of shape \(3, 5\) cannot be cut along dim 2 into 4 pieces"),
         ((("a", 2), ("b", 2)), (("left", (0, 0)), ("right", (None, None))), "left .* each dim once"),
     ],
 )
