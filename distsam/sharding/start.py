@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
 from distsam.sharding.collectives import all_reduce_sum_
-from distsam.sharding.local import is_sharded, local_tensor
+from distsam.sharding.local import local_tensor
 from distsam.sharding.ownership import owns
 from distsam.sharding.plan import ShardPlan
 from distsam.tensornet import TensorNetwork
@@ -25,16 +25,9 @@ def make_room(model: nn.Module) -> None:
     """
     for network in deferred_networks(model):
         device = network.drawn_on
-
-        def place(tensor: Tensor, device: torch.device = device) -> Tensor:
-            return torch.zeros_like(tensor, device=device) if tensor.is_meta else tensor
-
-        if any(is_sharded(core) for core in network.cores):
-            # FSDP2 takes over the new pieces when the module that it wraps is told to change its tensors in this way.
-            network._apply(place)
-        for k, core in enumerate(network.cores):
-            if core.is_meta:
-                network.cores[k] = nn.Parameter(place(core.detach()), core.requires_grad)
+        room = {n: torch.zeros_like(p, device=device) for n, p in network.named_parameters() if p.is_meta}
+        # FSDP2 takes over what is loaded in this way.
+        network.load_state_dict(room, strict=False, assign=True)
 
 
 @torch.no_grad()
