@@ -65,6 +65,9 @@ class TaskContext:
         sum_over_ranks: tensor of this data rank -> sum over all data ranks, the same bits on every one of them. A
             collective: all ranks call it equally often, with equal shapes.
         is_planned: the model is to have shapes and no numbers: it takes no memory, and a start need not be computed.
+        routed_mode: the mode of a tensor whose positions are divided over the data ranks, or None. With it a process
+            takes, of every batch, the entries whose position in that mode lies in its own rows (contiguous, in the
+            order of the ranks) instead of an equal part; a task that knows no tensor takes no notice of it.
     """
 
     seed: int = 0
@@ -74,6 +77,7 @@ class TaskContext:
     dtype: torch.dtype = torch.float32
     sum_over_ranks: Callable[[Tensor], Tensor] = _unchanged
     is_planned: bool = False
+    routed_mode: int | None = None
 
 
 class Task(Protocol):

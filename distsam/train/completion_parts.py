@@ -1,5 +1,6 @@
 """The keys of the completion task, of its data sources and of its networks, and how each is built."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -15,6 +16,8 @@ from distsam.train.seams import Field, Part, Seam, Section
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Auto = Literal["auto"]
+# The key that a routed mode comes from.
+_ROUTED_MODE = "sharding.mode"
 
 
 class DataKeys(Section):
@@ -137,15 +140,14 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         InputError: the data cannot be used, or the network does not fit it.
     """
     from distsam.tasks.completion import CompletionTask
-    from distsam.tasks.split import split_entries
 
     data, network = config.part_keys("data", DataKeys), config.part_keys("network", NetworkKeys)
     train = config.part_keys("train", CompletionTrainKeys)
-    with arguments_as_keys("data"):
-        entries = sources.chosen(data).build(data)
-        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
+    with arguments_as_keys("data", routed_mode=_ROUTED_MODE):
+        entries, split, routing = _known(sources.chosen(data), data, config.run.seed, context)
+    num_values = len(split.train) if routing is None else routing.spreads["train"].count
     with arguments_as_keys("network"):
-        network = network.model_copy(update=auto_sizes(formats, network, entries.shape, len(split.train)))
+        network = network.model_copy(update=auto_sizes(formats, network, entries.shape, num_values))
         spec = formats.chosen(network).build(network, entries.shape)
     if not context.is_planned:
         _check_memory(config, spec, context.device.type)
@@ -156,13 +158,30 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         entries,
         split,
         spec,
-        batch_size=auto_batch(train.batch_size, len(split.train)),
+        batch_size=auto_batch(train.batch_size, num_values),
         loss=train.loss,
         standardise=data.standardise,
         init=network.init,
         init_std=network.init_std,
         init_norms=network.init_norms,
+        routing=routing,
     )
+
+
+def _known(source: Part, data: Any, seed: int, context: Any) -> tuple[Any, Any, Any]:
+    """Entries, split, routing: all of the entries and None, or with a routed mode those of this rank."""
+    shares = data.observed, data.validation, data.fibre_mode, seed
+    if context.routed_mode is None:
+        from distsam.tasks.split import split_entries
+
+        entries = source.build(data)
+        return entries, split_entries(entries, *shares), None
+    from distsam.tasks.observations import HeldObservations
+    from distsam.tasks.routed import load_routed
+
+    # Other sources are loaded whole, and what other ranks own is dropped.
+    stream = _STREAMS.get(source.build, lambda data: HeldObservations(source.build(data)))
+    return load_routed(stream(data), context, *shares)
 
 
 def _check_memory(config: Any, spec: Any, device_type: str) -> None:
@@ -232,11 +251,23 @@ def build_file(data: Any) -> Any:
     Raises:
         InputError: it is a table, or cannot be read.
     """
-    if Path(data.path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
-        raise InputError(f"data.path: {data.path} is a table, or an array with labels; set data.source=table")
     from distsam.tasks.files import read_entries
 
+    _refuse_table(data)
     return read_entries(data.path)
+
+
+def _stream_file(data: Any) -> Any:
+    """The entries of data.path, in blocks."""
+    from distsam.tasks.files import stream_entries
+
+    _refuse_table(data)
+    return stream_entries(data.path)
+
+
+def _refuse_table(data: Any) -> None:
+    if Path(data.path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
+        raise InputError(f"data.path: {data.path} is a table, or an array with labels; set data.source=table")
 
 
 def build_table(data: Any) -> Any:
@@ -256,6 +287,20 @@ def build_lowrank(data: Any) -> Any:
     from distsam.tasks.sources import lowrank
 
     return lowrank(data.equation, data.sizes, noise=data.noise, seed=data.seed)
+
+
+def _stream_lowrank(data: Any) -> Any:
+    """The entries of a synthetic low-rank tensor, which is drawn whole: its scale is that of all its entries."""
+    from distsam.tasks.entries import Origin
+    from distsam.tasks.observations import DenseObservations
+    from distsam.tasks.sources import lowrank_tensor
+
+    tensor = lowrank_tensor(data.equation, data.sizes, noise=data.noise, seed=data.seed)
+    return DenseObservations(tensor, name="lowrank", origin=Origin("source", "lowrank"))
+
+
+# How the entries of a source are gone through in blocks, by its builder.
+_STREAMS: dict[Callable[..., Any], Callable[[Any], Any]] = {build_file: _stream_file, build_lowrank: _stream_lowrank}
 
 
 def build_cp(network: Any, shape: tuple[int, ...]) -> Any:
