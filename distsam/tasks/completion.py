@@ -70,8 +70,8 @@ class CompletionTask:
         routing: what `load_routed` gives beside the entries of this rank; None: `entries` are all.
 
     Attributes:
-        row_bounds: data rank d owns the rows [row_bounds[d], row_bounds[d + 1]) of `context.routed_mode`; None where no
-            mode is routed.
+        row_bounds: range r of the rows of `context.routed_mode` is [row_bounds[r], row_bounds[r + 1]); data rank d
+            holds range d, or where there are fewer ranges d modulo their number. None where no mode is routed.
         scaling: `Scaling` fitted on the training entries; mean 0, std 1 without `standardise`.
         target_std: standard deviation of the training values as learnt, 1 where they are constant.
         starts_deferred: `build_model` may be called under `deferred_draws`: it looks at no number that it draws.
@@ -108,7 +108,7 @@ class CompletionTask:
             )
         if context.routed_mode is not None and routing is None:
             entries, split, routing = route_entries(entries, split, context)
-        if (None if routing is None else routing.mode) != context.routed_mode:
+        if (None if routing is None else routing.owner.mode) != context.routed_mode:
             raise ArgumentError("routing", f"is not that of mode {context.routed_mode}, which the context names")
         self.context, self.entries, self.split, self.spec = context, entries, split, spec
         self.row_bounds = None if routing is None else routing.bounds
@@ -256,8 +256,8 @@ class CompletionTask:
         if self._routing is not None:
             raise ArgumentError(
                 "routed_mode",
-                f"is {self._routing.mode}: no process holds all known entries, nor the whole network; fill the tensor "
-                "in one process, where no mode is routed",
+                f"is {self._routing.owner.mode}: no process holds all known entries, nor the whole network; fill "
+                "the tensor in one process, where no mode is routed",
             )
         shape = self.entries.shape
         size = math.prod(shape)
@@ -400,9 +400,10 @@ class CompletionTask:
     def _predict_together(self, model: nn.Module, rows: np.ndarray) -> Tensor:
         """Predictions of which each rank makes those in its own rows."""
         assert self._routing is not None
-        bounds, rank = self._routing.bounds, self.context.data_rank
-        position = rows[:, self._routing.mode]
-        own = np.flatnonzero((bounds[rank] <= position) & (position < bounds[rank + 1]))
+        bounds, owner = self._routing.bounds, self._routing.owner
+        ranges = np.searchsorted(bounds, rows[:, owner.mode], side="right") - 1
+        # Of the ranks that hold the same rows the first one answers.
+        own = np.flatnonzero((ranges == owner.range) & (owner.copy == 0))
         predicted = torch.zeros(len(rows), dtype=torch.float64, device=self.context.device)
         predicted[torch.from_numpy(own).to(self.context.device)] = self._predict(model, rows[own])
         return self.context.sum_over_ranks(predicted)

@@ -17,7 +17,7 @@ import numpy as np
 from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries, EntriesDigest, refuse_duplicates, refuse_none
 from distsam.tasks.observations import BLOCK, Block, HeldObservations, Observations
-from distsam.tasks.routing import Routing, balanced_bounds, check_routed_mode
+from distsam.tasks.routing import Owner, Routing, balanced_bounds, owner_of
 from distsam.tasks.scaling import Spread, spread_of
 from distsam.tasks.split import PARTS, Split, check_fibre_mode, draw_parts, parts_of, split_identity, split_of
 from distsam.tasks.task import TaskContext
@@ -56,13 +56,13 @@ def load_routed(
         ArgumentError: as of `split_entries`, or what reading the entries says; `routed_mode` is no mode; `fibre_mode`
             of a tensor with 2^63 fibres or more, which have no number.
     """
-    check_routed_mode(_mode(context), observations.shape)
+    owner = owner_of(context, observations.shape)
     surveyed = _survey(observations)
     if fibre_mode is None:
         part_of_entry = draw_parts(surveyed.num_entries, observed, validation, None, seed)
     else:
         part_of_entry = _fibre_parts(observations, fibre_mode, observed, validation, seed)
-    return _route(observations, surveyed, part_of_entry, context)
+    return _route(observations, surveyed, part_of_entry, owner)
 
 
 def route_entries(entries: Entries, split: Split, context: TaskContext) -> Routed:
@@ -76,21 +76,15 @@ def route_entries(entries: Entries, split: Split, context: TaskContext) -> Route
     Raises:
         ArgumentError: `routed_mode` is no mode.
     """
-    check_routed_mode(_mode(context), entries.shape)
+    owner = owner_of(context, entries.shape)
     observations = HeldObservations(entries)
-    return _route(observations, _survey(observations), parts_of(split, len(entries)), context)
+    return _route(observations, _survey(observations), parts_of(split, len(entries)), owner)
 
 
 @dataclass(frozen=True)
 class _Survey:
     num_entries: int
     digest: EntriesDigest
-
-
-def _mode(context: TaskContext) -> int:
-    if context.routed_mode is None:
-        raise ArgumentError("routed_mode", "is None; it must be the mode whose rows the ranks divide")
-    return context.routed_mode
 
 
 def _survey(observations: Observations) -> _Survey:
@@ -119,21 +113,21 @@ def _known_blocks(observations: Observations) -> Iterator[tuple[int, np.ndarray,
         first += len(values)
 
 
-def _route(observations: Observations, surveyed: _Survey, part_of_entry: np.ndarray, context: TaskContext) -> Routed:
+def _route(observations: Observations, surveyed: _Survey, part_of_entry: np.ndarray, owner: Owner) -> Routed:
     """Second pass: rows, means, digest; then the third."""
-    mode, spreads = _mode(context), dict.fromkeys(PARTS, Spread())
-    counts = np.zeros(observations.shape[mode], dtype=np.int64)
+    spreads = dict.fromkeys(PARTS, Spread())
+    counts = np.zeros(observations.shape[owner.mode], dtype=np.int64)
     for first, indices, values in _known_blocks(observations):
         surveyed.digest.add(values)
         part = part_of_entry[first : first + len(values)]
-        np.add.at(counts, indices[part == _TRAIN, mode], 1)
+        np.add.at(counts, indices[part == _TRAIN, owner.mode], 1)
         for number, name in enumerate(PARTS):
             spreads[name] = spreads[name].joined(spread_of(values[part == number]))
-    bounds = balanced_bounds(counts, context.data_size)
+    bounds = balanced_bounds(counts, owner.num_ranges)
     sha256 = surveyed.digest.hexdigest(observations.modes)
     identity = split_identity(sha256, {name: _positions(part_of_entry, n) for n, name in enumerate(PARTS)})
-    kept = _keep(observations, part_of_entry, mode, bounds, context.data_rank)
-    routing = Routing(mode, bounds, spreads, kept.most, kept.own_train, identity)
+    kept = _keep(observations, part_of_entry, bounds, owner)
+    routing = Routing(owner, bounds, spreads, kept.most, kept.own_train, identity)
     return Routed(kept.entries, kept.split, routing)
 
 
@@ -149,13 +143,11 @@ class _Kept(NamedTuple):
     own_train: np.ndarray
 
 
-def _keep(
-    observations: Observations, part_of_entry: np.ndarray, mode: int, bounds: tuple[int, ...], rank: int
-) -> _Kept:
-    """Third pass: the entries in the rank's own rows, among which no entry may be twice."""
-    num_parts, num_ranks = len(PARTS), len(bounds) - 1
-    per_rank = np.zeros(num_ranks * (num_parts + 1), dtype=np.int64)
-    own: list[tuple[np.ndarray, ...]] = []
+def _keep(observations: Observations, part_of_entry: np.ndarray, bounds: tuple[int, ...], owner: Owner) -> _Kept:
+    """Third pass: the rank's own entries. In its range of rows no entry may be twice, whoever owns it."""
+    num_parts = len(PARTS) + 1
+    per_rank = np.zeros(owner.num_ranks * num_parts, dtype=np.int64)
+    in_range: list[tuple[np.ndarray, ...]] = []
     first = num_entries = num_train = 0
     for indices, values in observations.blocks():
         present = ~np.isnan(values)
@@ -163,23 +155,25 @@ def _keep(
         part = np.full(len(values), -1, dtype=np.int8)
         part[present] = part_of_entry[num_entries : num_entries + int(present.sum())]
         num_entries += int(present.sum())
-        rank_of_entry = np.searchsorted(bounds, indices[:, mode], side="right") - 1
-        per_rank += np.bincount(rank_of_entry * (num_parts + 1) + part + 1, minlength=len(per_rank))
-        chosen = np.flatnonzero(rank_of_entry == rank)
+        ranges = np.searchsorted(bounds, indices[:, owner.mode], side="right") - 1
+        owners = owner.owners(ranges, first)
+        per_rank += np.bincount(owners * num_parts + part + 1, minlength=len(per_rank))
+        chosen = np.flatnonzero(ranges == owner.range)
         # Of a training entry its number among all of them.
         train = num_train + np.cumsum(part == _TRAIN) - 1
         num_train += int((part == _TRAIN).sum())
-        own.append((indices[chosen], values[chosen], part[chosen], first + chosen, train[chosen]))
+        is_own = (owners[chosen] == owner.rank) & (part[chosen] >= 0)
+        in_range.append((indices[chosen], values[chosen], part[chosen], is_own, first + chosen, train[chosen]))
         first += len(values)
-    most = per_rank.reshape(num_ranks, num_parts + 1).max(axis=0)
-    indices, values, part, rows, train = (np.concatenate(column) for column in zip(*own, strict=True))
-    own.clear()
+    most = per_rank.reshape(owner.num_ranks, num_parts).max(axis=0)
+    most_of = {name: int(most[number + 1]) for number, name in enumerate(PARTS)}
+    indices, values, part, is_own, rows, train = (np.concatenate(column) for column in zip(*in_range, strict=True))
+    in_range.clear()
     refuse_duplicates(indices, observations.shape, observations.origin, rows)
-    if (part < 0).any():
-        indices, values, part, train = (column[part >= 0] for column in (indices, values, part, train))
+    if not is_own.all():
+        indices, values, part, train = (column[is_own] for column in (indices, values, part, train))
     about = (observations.name, observations.modes, observations.value_name, observations.notes)
     entries = Entries(indices, values, observations.shape, *about)
-    most_of = {name: int(most[number + 1]) for number, name in enumerate(PARTS)}
     return _Kept(entries, split_of(part), most_of, train[part == _TRAIN])
 
 

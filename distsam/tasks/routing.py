@@ -7,8 +7,62 @@ import numpy as np
 
 from distsam.errors import ArgumentError
 from distsam.tasks.scaling import Spread
+from distsam.tasks.task import TaskContext
 
 ROW_WEIGHT = 0.5
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Which entries a data rank owns: those in its range of rows, shared with the ranks that hold the same range.
+
+    Args:
+        mode: the mode whose positions are divided.
+        rank, num_ranks: data rank and data size.
+        num_ranges: of rows; it divides `num_ranks`.
+    """
+
+    mode: int
+    rank: int
+    num_ranks: int
+    num_ranges: int
+
+    @property
+    def range(self) -> int:
+        """The range of rows that is here."""
+        return self.rank % self.num_ranges
+
+    @property
+    def copy(self) -> int:
+        """Which of the ranks with this range it is, from 0 on."""
+        return self.rank // self.num_ranges
+
+    def owners(self, ranges: np.ndarray, first: int) -> np.ndarray:
+        """(n,) data rank of each entry: of those that hold its range one after the other, by where it stands.
+
+        Args:
+            ranges: (n,) range of each entry.
+            first: where the first of them stands among all entries of the source.
+        """
+        copies = np.arange(first, first + len(ranges)) % (self.num_ranks // self.num_ranges)
+        return copies * self.num_ranges + ranges
+
+
+def owner_of(context: TaskContext, shape: Sequence[int]) -> Owner:
+    """What the data rank of a context owns of a tensor of this shape.
+
+    Raises:
+        ArgumentError: the tensor has no such mode, or `num_ranges` does not divide the data size.
+    """
+    mode, num_ranks = context.routed_mode, context.data_size
+    num_ranges = num_ranks if context.num_ranges is None else context.num_ranges
+    if mode is None or not 0 <= mode < len(shape):
+        raise ArgumentError(
+            "routed_mode", f"is {mode}; the tensor has {len(shape)} modes: it must be 0 to {len(shape) - 1}"
+        )
+    if num_ranges < 1 or num_ranks % num_ranges:
+        raise ArgumentError("num_ranges", f"is {num_ranges}; it must divide {num_ranks}, the number of data ranks")
+    return Owner(mode, context.data_rank, num_ranks, num_ranges)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,28 +70,20 @@ class Routing:
     """How the entries of a tensor are divided over the data ranks by their position in one mode.
 
     Args:
-        mode: the mode whose positions are divided.
-        bounds: data rank d owns the entries with a position in [bounds[d], bounds[d + 1]).
+        owner: which entries this rank owns.
+        bounds: range r of the rows goes from bounds[r] to bounds[r + 1], which is outside.
         spreads: each part of the split -> count, mean, ... of the values of that part on all ranks together.
         most: each part of the split -> entries of that part on the rank that has most of them.
         own_train: (M,) int64, ascending: which of all training entries this rank owns.
         identity: digest of all entries and of the part that each is in.
     """
 
-    mode: int
+    owner: Owner
     bounds: tuple[int, ...]
     spreads: Mapping[str, Spread]
     most: Mapping[str, int]
     own_train: np.ndarray
     identity: str
-
-
-def check_routed_mode(mode: int, shape: Sequence[int]) -> None:
-    """ArgumentError where a tensor of this shape has no such mode."""
-    if not 0 <= mode < len(shape):
-        raise ArgumentError(
-            "routed_mode", f"is {mode}; the tensor has {len(shape)} modes: it must be 0 to {len(shape) - 1}"
-        )
 
 
 def balanced_bounds(counts: np.ndarray, num_parts: int, row_weight: float = ROW_WEIGHT) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
+from distsam.train.completion_data import known_entries, refuse_table, stream_file, stream_lowrank
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.path_keys import PathKeys
 from distsam.train.seams import Field, Part, Seam, Section
@@ -143,8 +144,11 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
 
     data, network = config.part_keys("data", DataKeys), config.part_keys("network", NetworkKeys)
     train = config.part_keys("train", CompletionTrainKeys)
+    source = sources.chosen(data)
     with arguments_as_keys("data", routed_mode=_ROUTED_MODE):
-        entries, split, routing = _known(sources.chosen(data), data, config.run.seed, context)
+        entries, split, routing = known_entries(
+            source.build, _STREAMS.get(source.build), data, config.run.seed, context
+        )
     num_values = len(split.train) if routing is None else routing.spreads["train"].count
     with arguments_as_keys("network"):
         network = network.model_copy(update=auto_sizes(formats, network, entries.shape, num_values))
@@ -166,22 +170,6 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         init_norms=network.init_norms,
         routing=routing,
     )
-
-
-def _known(source: Part, data: Any, seed: int, context: Any) -> tuple[Any, Any, Any]:
-    """Entries, split, routing: all of the entries and None, or with a routed mode those of this rank."""
-    shares = data.observed, data.validation, data.fibre_mode, seed
-    if context.routed_mode is None:
-        from distsam.tasks.split import split_entries
-
-        entries = source.build(data)
-        return entries, split_entries(entries, *shares), None
-    from distsam.tasks.observations import HeldObservations
-    from distsam.tasks.routed import load_routed
-
-    # Other sources are loaded whole, and what other ranks own is dropped.
-    stream = _STREAMS.get(source.build, lambda data: HeldObservations(source.build(data)))
-    return load_routed(stream(data), context, *shares)
 
 
 def _check_memory(config: Any, spec: Any, device_type: str) -> None:
@@ -253,21 +241,8 @@ def build_file(data: Any) -> Any:
     """
     from distsam.tasks.files import read_entries
 
-    _refuse_table(data)
+    refuse_table(data.path)
     return read_entries(data.path)
-
-
-def _stream_file(data: Any) -> Any:
-    """The entries of data.path, in blocks."""
-    from distsam.tasks.files import stream_entries
-
-    _refuse_table(data)
-    return stream_entries(data.path)
-
-
-def _refuse_table(data: Any) -> None:
-    if Path(data.path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
-        raise InputError(f"data.path: {data.path} is a table, or an array with labels; set data.source=table")
 
 
 def build_table(data: Any) -> Any:
@@ -289,18 +264,8 @@ def build_lowrank(data: Any) -> Any:
     return lowrank(data.equation, data.sizes, noise=data.noise, seed=data.seed)
 
 
-def _stream_lowrank(data: Any) -> Any:
-    """The entries of a synthetic low-rank tensor, which is drawn whole: its scale is that of all its entries."""
-    from distsam.tasks.entries import Origin
-    from distsam.tasks.observations import DenseObservations
-    from distsam.tasks.sources import lowrank_tensor
-
-    tensor = lowrank_tensor(data.equation, data.sizes, noise=data.noise, seed=data.seed)
-    return DenseObservations(tensor, name="lowrank", origin=Origin("source", "lowrank"))
-
-
 # How the entries of a source are gone through in blocks, by its builder.
-_STREAMS: dict[Callable[..., Any], Callable[[Any], Any]] = {build_file: _stream_file, build_lowrank: _stream_lowrank}
+_STREAMS: dict[Callable[..., Any], Callable[[Any], Any]] = {build_file: stream_file, build_lowrank: stream_lowrank}
 
 
 def build_cp(network: Any, shape: tuple[int, ...]) -> Any:
