@@ -1,6 +1,5 @@
 """Learn the entries of a tensor that are missing from those that are known."""
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -12,13 +11,14 @@ from torch import Tensor, nn
 from distsam.errors import ArgumentError, InputError, renaming
 from distsam.tasks.entries import Entries, Origin, check_indices, check_memory
 from distsam.tasks.metrics import SCORES, FitMetric
-from distsam.tasks.sampler import Sampler, nth_part
-from distsam.tasks.scaling import Scaling, mean_and_std, varies
-from distsam.tasks.split import Split
+from distsam.tasks.routed import route_entries
+from distsam.tasks.routing import Routing
+from distsam.tasks.sampler import RoutedSampler, Sampler, nth_part
+from distsam.tasks.scaling import Scaling, spread_of
+from distsam.tasks.split import PARTS, Split, split_identity
 from distsam.tasks.task import Goal, Scores, TaskContext
 from distsam.tensornet import NetworkSpec, TensorNetwork
 
-PARTS = ("train", "validation", "heldout")
 GOAL = Goal(
     key="validation/r2",
     higher_is_better=True,
@@ -53,10 +53,13 @@ class CompletionTask:
     A model is called as `model(indices)` with (B, order) int64 and gives (B,) values as learnt. A sharded
     model may run collectives in there, so every method makes equally many calls on every rank.
 
+    With `context.routed_mode` a rank holds, learns and judges the entries in its own rows of that mode, and calls the
+    model with these alone; the indices stay those of the whole tensor. Steps and scores are those of one process.
+
     Args:
         context: seed of batches and start, data rank and size, where and in what the model computes.
-        entries: all known entries, the same on every rank.
-        split: positions into `entries`, the same on every rank.
+        entries: all known entries, the same on every rank; with `routing`, those that this rank owns.
+        split: positions into `entries`.
         spec: the network, of the shape of the tensor.
         batch_size: entries in the batch of a step over all ranks; None takes all training entries in every step.
         loss: `mean` or `sum` of squared errors over that batch, on the scale as learnt.
@@ -64,8 +67,11 @@ class CompletionTask:
         init: `gaussian` draws the start, `data` decomposes the training entries (`TensorNetwork.from_dense`).
         init_std: root mean square of the entries of a gaussian start; None takes that of the values as learnt.
         init_norms: ratios of the core norms of a gaussian start, one a core; None makes them equal.
+        routing: what `load_routed` gives beside the entries of this rank; None: `entries` are all.
 
     Attributes:
+        row_bounds: range r of the rows of `context.routed_mode` is [row_bounds[r], row_bounds[r + 1]); data rank d
+            holds range d, or where there are fewer ranges d modulo their number. None where no mode is routed.
         scaling: `Scaling` fitted on the training entries; mean 0, std 1 without `standardise`.
         target_std: standard deviation of the training values as learnt, 1 where they are constant.
         starts_deferred: `build_model` may be called under `deferred_draws`: it looks at no number that it draws.
@@ -90,16 +96,37 @@ class CompletionTask:
         init: str = "gaussian",
         init_std: float | None = None,
         init_norms: Sequence[float] | None = None,
+        routing: Routing | None = None,
     ) -> None:
         _check_word("loss", loss, ("mean", "sum"))
         _check_word("init", init, ("gaussian", "data"))
         if spec.shape != entries.shape:
             raise ArgumentError("spec", f"is a network of shape {spec.shape}; the tensor has {entries.shape}")
+        if context.routed_mode is not None and init == "data":
+            raise ArgumentError(
+                "init", f"is 'data', which needs all entries; with mode {context.routed_mode} routed take 'gaussian'"
+            )
+        if context.routed_mode is not None and routing is None:
+            entries, split, routing = route_entries(entries, split, context)
+        if (None if routing is None else routing.owner.mode) != context.routed_mode:
+            raise ArgumentError("routing", f"is not that of mode {context.routed_mode}, which the context names")
         self.context, self.entries, self.split, self.spec = context, entries, split, spec
-        self._sampler = Sampler(len(split.train), batch_size, context)
+        self.row_bounds = None if routing is None else routing.bounds
+        self._routing = routing
+        if routing is None:
+            self._spreads = {part: spread_of(entries.values[getattr(split, part)]) for part in PARTS}
+        else:
+            self._spreads = dict(routing.spreads)
+        train = self._spreads["train"]
+        self._sampler = (
+            Sampler(train.count, batch_size, context)
+            if routing is None
+            else RoutedSampler(train.count, batch_size, context, routing.own_train)
+        )
         self._loss, self._init, self._init_std, self._init_norms = loss, init, init_std, init_norms
-        mean, std = mean_and_std(entries.values[split.train])
-        self.scaling = Scaling(mean, std) if standardise else Scaling()
+        # Dividing by 1 does constant values no harm.
+        std = train.std if train.varies else 1.0
+        self.scaling = Scaling(train.mean, std) if standardise else Scaling()
         self.target_std = std / self.scaling.std
         self._full_batch: list[Piece] = []
         self._refused_start: str | None = None
@@ -178,7 +205,7 @@ class CompletionTask:
         """
         scores: Scores = {}
         for part in PARTS:
-            for name, value in self._score(model, getattr(self.split, part)).items():
+            for name, value in self._score(model, part).items():
                 scores[f"{part}/{name}"] = value
         return scores
 
@@ -193,6 +220,9 @@ class CompletionTask:
         Returns:
             (N,) float64.
 
+        Collectives: where a mode is routed, a sum over the data ranks of one float64 for each entry, in pieces; every
+            rank calls it with the same indices.
+
         Raises:
             ArgumentError: a row of `indices` is no entry of the tensor.
         """
@@ -200,7 +230,9 @@ class CompletionTask:
         rows = check_indices(given, self.entries.shape, Origin("indices"))
         predicted = np.empty(len(rows))
         for start in range(0, len(rows), _CHUNK):
-            predicted[start : start + _CHUNK] = self._predict(model, rows[start : start + _CHUNK]).cpu().numpy()
+            taken = rows[start : start + _CHUNK]
+            own = self._predict if self._routing is None else self._predict_together
+            predicted[start : start + _CHUNK] = own(model, taken).cpu().numpy()
         return predicted
 
     @torch.no_grad()
@@ -219,7 +251,14 @@ class CompletionTask:
 
         Raises:
             InputError: the full tensor does not fit in memory.
+            ArgumentError: about "routed_mode": the known entries lie on several ranks.
         """
+        if self._routing is not None:
+            raise ArgumentError(
+                "routed_mode",
+                f"is {self._routing.owner.mode}: no process holds all known entries, nor the whole network; fill "
+                "the tensor in one process, where no mode is routed",
+            )
         shape = self.entries.shape
         size = math.prod(shape)
         dense = getattr(model, "dense", None)
@@ -239,7 +278,7 @@ class CompletionTask:
     def describe(self) -> str:
         """Format and size of the network, and the number of entries in each part."""
         shape = " x ".join(str(size) for size in self.spec.shape)
-        train, validation, heldout = (len(getattr(self.split, part)) for part in PARTS)
+        train, validation, heldout = (self._spreads[part].count for part in PARTS)
         return (
             f"{self.spec.format} network of {shape}, {self.spec.num_parameters} parameters; "
             f"{train} training, {validation} validation, {heldout} held-out entries"
@@ -250,26 +289,26 @@ class CompletionTask:
         yield from self.entries.notes
         if self._refused_start is not None:
             yield f"the decomposition of the training entries is no start: {self._refused_start}; a random one is taken"
-        train, validation = (self.entries.values[part] for part in (self.split.train, self.split.validation))
-        if train.min() == train.max():
-            yield f"all {len(train)} training values are {train[0]:g}: there is nothing to learn, and R2 means nothing"
-        elif not varies(train):
+        train, validation = self._spreads["train"], self._spreads["validation"]
+        if train.low == train.high:
+            low = train.low
+            yield f"all {train.count} training values are {low:g}: there is nothing to learn, and R2 means nothing"
+        elif not train.varies:
             yield (
-                f"the {len(train)} training values differ by less than float64 can tell beside their mean, "
-                f"{train.mean():g}: R2 is undefined; subtract the mean before you save them"
+                f"the {train.count} training values differ by less than float64 can tell beside their mean, "
+                f"{train.mean:g}: R2 is undefined; subtract the mean before you save them"
             )
-        elif validation.size and validation.min() == validation.max():
+        elif validation.count and validation.low == validation.high:
             yield (
-                f"all {len(validation)} validation values are {validation[0]:g}: R2 is undefined there, so the last "
+                f"all {validation.count} validation values are {validation.low:g}: R2 is undefined there, so the last "
                 "weights are taken, and training never ends early; validate on more entries"
             )
 
     def identity(self) -> str:
-        """Hexadecimal digest of the entries and of the part that each is in."""
-        digest = hashlib.sha256(self.entries.sha256().encode())
-        for part in PARTS:
-            digest.update(part.encode() + getattr(self.split, part).tobytes())
-        return digest.hexdigest()
+        """Hexadecimal digest of all entries and of the part that each is in."""
+        if self._routing is not None:
+            return self._routing.identity
+        return split_identity(self.entries.sha256(), {part: [getattr(self.split, part)] for part in PARTS})
 
     def verdict(self, scores: Scores) -> str | None:
         """Whether training and validation error are alike and high, or far apart; None where neither is, or unknown."""
@@ -297,8 +336,8 @@ class CompletionTask:
         return {"value": self.entries.value_name, "modes": modes}
 
     def num_values(self) -> int:
-        """Number of training entries."""
-        return len(self.split.train)
+        """Number of training entries, over all ranks."""
+        return self._spreads["train"].count
 
     def _load_pieces(self, step: int, count: int) -> list[Piece]:
         # The mean over pieces and ranks of these multiples is the mean, or the sum, over the batch.
@@ -335,25 +374,39 @@ class CompletionTask:
         indices = torch.from_numpy(self.entries.indices[positions]).to(self.context.device)
         return indices, torch.from_numpy(learnt).to(self.context.device, self.context.dtype)
 
-    def _score(self, model: nn.Module, positions: np.ndarray) -> dict[str, float | None]:
-        if not len(positions):
+    def _score(self, model: nn.Module, part: str) -> dict[str, float | None]:
+        context, spread, own = self.context, self._spreads[part], getattr(self.split, part)
+        if not spread.count:
             return dict.fromkeys(SCORES)
-        context = self.context
-        centre = float(self.entries.values[positions].mean())
-        metric = FitMetric(centre, context.sum_over_ranks, context.device)
-        own = nth_part(positions, context.data_rank, context.data_size)
+        metric = FitMetric(spread.mean, context.sum_over_ranks, context.device)
+        if self._routing is None:
+            own = nth_part(own, context.data_rank, context.data_size)
+            most = math.ceil(spread.count / context.data_size)
+        else:
+            most = self._routing.most[part]
         # As many calls as the rank with the largest part makes: in a sharded model each is a collective.
-        for start in range(0, math.ceil(len(positions) / context.data_size), _CHUNK):
+        for start in range(0, most, _CHUNK):
             taken = own[start : start + _CHUNK]
             values = torch.from_numpy(self.entries.values[taken]).to(context.device)
             metric.update(self._predict(model, self.entries.indices[taken]), values)
         scores = metric.compute()
-        if scores.pop("count") != len(positions):
+        if scores.pop("count") != spread.count:
             raise RuntimeError(
-                f"some of {len(positions)} entries were not judged: the context's sum_over_ranks must sum over "
+                f"some of {spread.count} entries were not judged: the context's sum_over_ranks must sum over "
                 f"{context.data_size} ranks"
             )
         return scores
+
+    def _predict_together(self, model: nn.Module, rows: np.ndarray) -> Tensor:
+        """Predictions of which each rank makes those in its own rows."""
+        assert self._routing is not None
+        bounds, owner = self._routing.bounds, self._routing.owner
+        ranges = np.searchsorted(bounds, rows[:, owner.mode], side="right") - 1
+        # Of the ranks that hold the same rows the first one answers.
+        own = np.flatnonzero((ranges == owner.range) & (owner.copy == 0))
+        predicted = torch.zeros(len(rows), dtype=torch.float64, device=self.context.device)
+        predicted[torch.from_numpy(own).to(self.context.device)] = self._predict(model, rows[own])
+        return self.context.sum_over_ranks(predicted)
 
     def _predict(self, model: nn.Module, rows: np.ndarray) -> Tensor:
         return self.scaling.given(model(torch.from_numpy(rows).to(self.context.device)))

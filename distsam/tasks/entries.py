@@ -1,6 +1,7 @@
 """The known entries of a tensor, checked once here, so that nothing later meets a value it cannot use."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -44,12 +45,31 @@ class Entries:
 
     def sha256(self) -> str:
         """Hexadecimal digest of shape, indices, values and labels: the same for the same data in the same order."""
-        digest = hashlib.sha256(repr(self.shape).encode())
-        digest.update(self.indices.tobytes())
-        digest.update(self.values.tobytes())
-        if self.modes:
-            digest.update(repr([(mode.name, mode.labels) for mode in self.modes]).encode())
-        return digest.hexdigest()
+        digest = EntriesDigest(self.shape)
+        digest.add(self.indices)
+        digest.add(self.values)
+        return digest.hexdigest(self.modes)
+
+
+class EntriesDigest:
+    """`Entries.sha256` of entries that come in blocks: first the indices of all, then the values of all.
+
+    Args:
+        shape: of the tensor.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sha256 = hashlib.sha256(repr(shape).encode())
+
+    def add(self, block: np.ndarray) -> None:
+        """The next (n, order) int64 indices or (n,) float64 values."""
+        self._sha256.update(np.ascontiguousarray(block).data)
+
+    def hexdigest(self, modes: Sequence[Mode]) -> str:
+        """Of all that was added, and of the labels; call it once."""
+        if modes:
+            self._sha256.update(repr([(mode.name, mode.labels) for mode in modes]).encode())
+        return self._sha256.hexdigest()
 
 
 class Origin(NamedTuple):
@@ -89,14 +109,21 @@ def entries_from_dense(tensor: np.ndarray, *, name: str = "tensor", origin: Orig
     Raises:
         ArgumentError: fewer than two modes, a mode of size 0, another dtype, an infinite value, or all NaN.
     """
-    _check_dtype(tensor, origin)
-    check_shape(tensor.shape, origin)
-    tensor = _as_float64(tensor)
-    _refuse_unusable(tensor, origin, "entry ")
+    tensor = check_dense(tensor, origin)
     present = ~np.isnan(tensor)
-    if not present.any():
-        raise origin.error(f"all {tensor.size} entries are NaN (missing); at least one must be a number")
     return Entries(np.argwhere(present), tensor[present], tensor.shape, name)
+
+
+def check_dense(tensor: np.ndarray, origin: Origin) -> np.ndarray:
+    """The dense array in float64, NaN where an entry is missing; for what is refused see `entries_from_dense`."""
+    _check_dtype(tensor.dtype, origin)
+    check_shape(tensor.shape, origin)
+    tensor = as_float64(tensor)
+    refuse_large(tensor, origin, "entry ")
+    refuse_vanishing(largest_size(tensor), origin)
+    if np.isnan(tensor).all():
+        raise origin.error(f"all {tensor.size} entries are NaN (missing); at least one must be a number")
+    return tensor
 
 
 def entries_from_coordinates(
@@ -120,21 +147,16 @@ def entries_from_coordinates(
         ArgumentError: the three disagree, an index is outside the shape, an entry is there twice, a value is
             infinite, or no value is a number.
     """
-    sizes = _check_shape_array(np.asarray(shape), origin)
-    _check_dtype(values, origin.within("array 'values'"))
-    if values.ndim != 1:
-        raise origin.error(f"array 'values': has shape {values.shape}; it must be (number of entries,)")
+    sizes = check_shape_array(np.asarray(shape), origin)
+    check_values_form(values.dtype, values.shape, origin)
     rows = check_indices(indices, sizes, origin.within("array 'indices'"))
-    if len(rows) != len(values):
-        raise origin.error(
-            f"array 'indices' has {len(rows)} rows but 'values' has {len(values)}; each entry needs one of each"
-        )
-    numbers = _as_float64(values)
-    _refuse_unusable(numbers, origin, "values")
-    _refuse_duplicates(rows, origin)
+    check_lengths(len(rows), len(values), origin)
+    numbers = as_float64(values)
+    refuse_large(numbers, origin, "values")
+    refuse_vanishing(largest_size(numbers), origin)
+    refuse_duplicates(rows, sizes, origin)
     present = ~np.isnan(numbers)
-    if not present.any():
-        raise origin.error(f"array 'values' holds {len(numbers)} values and none is a number; give one at least")
+    refuse_none(int(present.sum()), len(numbers), origin)
     return Entries(rows[present], numbers[present], sizes, name)
 
 
@@ -164,26 +186,38 @@ def check_indices(indices: np.ndarray, shape: Sequence[int], origin: Origin) -> 
     Raises:
         ArgumentError: not integers, not (N, order), or a row outside `shape`: the first such row is named.
     """
-    order = len(shape)
-    if indices.dtype.kind not in "iu":
-        raise origin.error(f"has dtype {indices.dtype}; integers are needed")
-    if indices.ndim != 2 or indices.shape[1] != order:
-        hint = "; transpose it" if indices.ndim == 2 and indices.shape[0] == order else ""
+    check_indices_form(indices.dtype, indices.shape, shape, origin)
+    refuse_outside(indices, shape, origin)
+    return indices.astype(np.int64)
+
+
+def check_indices_form(dtype: np.dtype, shape: Sequence[int], sizes: Sequence[int], origin: Origin) -> None:
+    """Refuses an array that cannot hold indices into a tensor of these sizes: not integers, or not (N, order)."""
+    order = len(sizes)
+    if dtype.kind not in "iu":
+        raise origin.error(f"has dtype {dtype}; integers are needed")
+    if len(shape) != 2 or shape[1] != order:
+        hint = "; transpose it" if len(shape) == 2 and shape[0] == order else ""
         raise origin.error(
-            f"has shape {indices.shape}; for a tensor of shape {tuple(shape)} it must be "
+            f"has shape {tuple(shape)}; for a tensor of shape {tuple(sizes)} it must be "
             f"(number of entries, {order}){hint}"
         )
-    outside = (indices < 0) | (indices >= np.asarray(shape, dtype=np.int64))
+
+
+def refuse_outside(indices: np.ndarray, sizes: Sequence[int], origin: Origin, first_row: int = 0) -> None:
+    """Names the first row that is no entry of a tensor of these sizes; rows count from `first_row`."""
+    outside = (indices < 0) | (indices >= np.asarray(sizes, dtype=np.int64))
     if outside.any():
         row, mode = np.argwhere(outside)[0]
         entry = tuple(int(index) for index in indices[row])
         raise origin.error(
-            f"row {row} is {entry}, but mode {mode} has size {shape[mode]}: its index must be 0 to {shape[mode] - 1}"
+            f"row {first_row + row} is {entry}, but mode {mode} has size {sizes[mode]}: its index must be 0 to "
+            f"{sizes[mode] - 1}"
         )
-    return indices.astype(np.int64)
 
 
-def _check_shape_array(shape: np.ndarray, origin: Origin) -> tuple[int, ...]:
+def check_shape_array(shape: np.ndarray, origin: Origin) -> tuple[int, ...]:
+    """The sizes that an array lists, one a mode."""
     if shape.ndim != 1 or shape.dtype.kind not in "iu":
         raise origin.error(
             f"array 'shape': has dtype {shape.dtype} and shape {shape.shape}; it must list one integer size per mode"
@@ -193,14 +227,30 @@ def _check_shape_array(shape: np.ndarray, origin: Origin) -> tuple[int, ...]:
     return sizes
 
 
-def _check_dtype(array: np.ndarray, origin: Origin) -> None:
-    if array.dtype.hasobject:
-        raise origin.error(f"holds Python objects (dtype {array.dtype}); real numbers are needed")
-    if array.dtype.kind not in "biuf":
-        raise origin.error(f"has dtype {array.dtype}; real numbers (float, integer or bool) are needed")
+def check_values_form(dtype: np.dtype, shape: Sequence[int], origin: Origin) -> None:
+    """Refuses an array of values that are no real numbers, or that is not (N,)."""
+    _check_dtype(dtype, origin.within("array 'values'"))
+    if len(shape) != 1:
+        raise origin.error(f"array 'values': has shape {tuple(shape)}; it must be (number of entries,)")
 
 
-def _as_float64(array: np.ndarray) -> np.ndarray:
+def check_lengths(num_rows: int, num_values: int, origin: Origin) -> None:
+    """Refuses rows of indices and values that are not as many."""
+    if num_rows != num_values:
+        raise origin.error(
+            f"array 'indices' has {num_rows} rows but 'values' has {num_values}; each entry needs one of each"
+        )
+
+
+def _check_dtype(dtype: np.dtype, origin: Origin) -> None:
+    if dtype.hasobject:
+        raise origin.error(f"holds Python objects (dtype {dtype}); real numbers are needed")
+    if dtype.kind not in "biuf":
+        raise origin.error(f"has dtype {dtype}; real numbers (float, integer or bool) are needed")
+
+
+def as_float64(array: np.ndarray) -> np.ndarray:
+    """The numbers in float64, NaN under the mask of a numpy masked array."""
     # A long double beyond float64 becomes inf, which is refused right after.
     with np.errstate(over="ignore"):
         numbers = np.asarray(array, dtype=np.float64)
@@ -208,31 +258,63 @@ def _as_float64(array: np.ndarray) -> np.ndarray:
     return np.where(np.ma.getmaskarray(array), np.nan, numbers) if isinstance(array, np.ma.MaskedArray) else numbers
 
 
-def _refuse_unusable(values: np.ndarray, origin: Origin, label: str) -> None:
+def refuse_large(values: np.ndarray, origin: Origin, label: str, first: int = 0) -> None:
+    """Names the first value that is infinite or too large; values of one dim count from `first`."""
     unusable = np.abs(values) > _LARGEST_VALUE  # False for NaN
     if not unusable.any():
-        largest = float(np.nanmax(np.abs(values), initial=0.0))
-        if 0 < largest < _SMALLEST_LARGEST:
-            raise origin.error(
-                f"the largest value is {largest:g} in size, and squares of values below {_SMALLEST_LARGEST:g} vanish; "
-                "multiply all by a power of ten"
-            )
         return
     where = tuple(int(index) for index in np.argwhere(unusable)[0])
-    place = f"{label}{where}" if len(where) > 1 else f"{label}[{where[0]}]"
+    place = f"{label}{where}" if len(where) > 1 else f"{label}[{first + where[0]}]"
     raise origin.error(
         f"{place} is {values[where]}; values must be finite and at most {_LARGEST_VALUE:g} in size "
         "(NaN marks a missing one)"
     )
 
 
-def _refuse_duplicates(indices: np.ndarray, origin: Origin) -> None:
+def largest_size(values: np.ndarray) -> float:
+    """The largest value in size, 0 where there is none."""
+    return float(np.nanmax(np.abs(values), initial=0.0))
+
+
+def refuse_vanishing(largest: float, origin: Origin) -> None:
+    """Refuses values of which the largest is so small that all squares are 0."""
+    if 0 < largest < _SMALLEST_LARGEST:
+        raise origin.error(
+            f"the largest value is {largest:g} in size, and squares of values below {_SMALLEST_LARGEST:g} vanish; "
+            "multiply all by a power of ten"
+        )
+
+
+def refuse_none(num_present: int, num_values: int, origin: Origin) -> None:
+    """Refuses values of which none is a number."""
+    if not num_present:
+        raise origin.error(f"array 'values' holds {num_values} values and none is a number; give one at least")
+
+
+def refuse_duplicates(
+    indices: np.ndarray, sizes: Sequence[int], origin: Origin, rows: np.ndarray | None = None
+) -> None:
+    """Names two rows that are the same entry.
+
+    Args:
+        indices: (N, order), each row within `sizes`.
+        sizes: of the modes.
+        origin: where the indices came from.
+        rows: (N,) ascending numbers of the rows, for the message; None: 0, 1, ...
+    """
+    if math.prod(sizes) < 2**63 and not _repeats(np.ravel_multi_index(tuple(indices.T), tuple(sizes))):
+        return
     order = np.lexsort(indices.T)  # stable, and unlike flat positions safe for shapes beyond 2^63 entries
     again = np.flatnonzero((indices[order[1:]] == indices[order[:-1]]).all(axis=1))
     if not len(again):
         return
     first = again[np.argmin(order[again + 1])]
     entry = tuple(int(index) for index in indices[order[first]])
-    raise origin.error(
-        f"rows {order[first]} and {order[first + 1]} of array 'indices' are both {entry}; each entry may be given once"
-    )
+    one, other = order[first : first + 2] if rows is None else rows[order[first : first + 2]]
+    raise origin.error(f"rows {one} and {other} of array 'indices' are both {entry}; each entry may be given once")
+
+
+def _repeats(positions: np.ndarray) -> bool:
+    """Whether a number is there twice; sorts them in place."""
+    positions.sort()
+    return bool((positions[1:] == positions[:-1]).any())

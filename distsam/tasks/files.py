@@ -1,16 +1,35 @@
 """Reads the user's .npy and .npz files: never unpickles, and names what is wrong with one that it refuses."""
 
 import stat
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from distsam.errors import ArgumentError
-from distsam.tasks.entries import Entries, Origin, check_indices, entries_from_coordinates, entries_from_dense
+from distsam.tasks.entries import (
+    Entries,
+    Origin,
+    as_float64,
+    check_indices,
+    check_indices_form,
+    check_lengths,
+    check_shape_array,
+    check_values_form,
+    entries_from_coordinates,
+    entries_from_dense,
+    largest_size,
+    refuse_large,
+    refuse_outside,
+    refuse_vanishing,
+)
+from distsam.tasks.labels import Mode
+from distsam.tasks.observations import BLOCK, Block, DenseObservations, Observations
+from distsam.tasks.stored_array import NPY_MAGIC, StoredArray, no_array
 
-_NPY_MAGIC = b"\x93NUMPY"
 _ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _COORDINATES = ("indices", "values", "shape")
 _MAX_NAMES_SHOWN = 8
@@ -33,6 +52,61 @@ def read_entries(path: str | Path) -> Entries:
         return entries_from_coordinates(**arrays, name=file.stem, origin=origin)
     [(array_name, dense)] = arrays.items()
     return entries_from_dense(dense, name=file.stem, origin=_origin_of(array_name, origin))
+
+
+def stream_entries(path: str | Path) -> Observations:
+    """The entries of `read_entries`, for one who goes through them in blocks instead of holding them all.
+
+    Coordinates stay in the file. A dense array is held whole, without the indices of its entries.
+
+    Raises:
+        ArgumentError: as `read_entries`; what is wrong with coordinates is said when their blocks are read.
+    """
+    origin = Origin("path", repr(str(path)))
+    file = regular_file(path, origin, _KINDS)
+    arrays = _read_arrays(file, origin, _names_for_stream)
+    if "shape" in arrays:
+        return StoredObservations(file, check_shape_array(arrays["shape"], origin), origin)
+    [(array_name, dense)] = arrays.items()
+    return DenseObservations(dense, name=file.stem, origin=_origin_of(array_name, origin))
+
+
+class StoredObservations:
+    """The coordinates in a .npz file, read anew at every pass.
+
+    Args:
+        file: that has `indices` and `values`.
+        shape: of the tensor.
+        origin: what to name the file by.
+    """
+
+    modes: tuple[Mode, ...] = ()
+    value_name = "value"
+    notes: tuple[str, ...] = ()
+
+    def __init__(self, file: Path, shape: tuple[int, ...], origin: Origin) -> None:
+        self._file, self.shape, self.origin, self.name = file, shape, origin, file.stem
+
+    def blocks(self) -> Iterator[Block]:
+        """See `Observations`; checks what `entries_from_coordinates` checks, but duplicates.
+
+        Raises:
+            ArgumentError: as that, with the same words.
+        """
+        with _readable(self.origin), zipfile.ZipFile(self._file) as archive:
+            indices, values = (StoredArray(archive, name, self.origin) for name in ("indices", "values"))
+            of_indices, of_values = self.origin.within("array 'indices'"), self.origin
+            check_values_form(values.dtype, values.shape, of_values)
+            check_indices_form(indices.dtype, indices.shape, self.shape, of_indices)
+            check_lengths(indices.shape[0], values.shape[0], self.origin)
+            first, largest = 0, 0.0
+            for rows, given in zip(indices.blocks(BLOCK), values.blocks(BLOCK), strict=True):
+                refuse_outside(rows, self.shape, of_indices, first)
+                numbers = as_float64(given)
+                refuse_large(numbers, of_values, "values", first)
+                largest, first = max(largest, largest_size(numbers)), first + len(rows)
+                yield rows.astype(np.int64, copy=False), numbers
+            refuse_vanishing(largest, of_values)
 
 
 def read_indices(path: str | Path, shape: Sequence[int]) -> np.ndarray:
@@ -68,6 +142,11 @@ def _names_for_entries(names: Sequence[str], origin: Origin) -> Sequence[str]:
         f"holds {_listed(names)}; it must hold one dense array (alone, or named 'tensor') "
         "or 'indices', 'values' and 'shape'"
     )
+
+
+def _names_for_stream(names: Sequence[str], origin: Origin) -> Sequence[str]:
+    chosen = _names_for_entries(names, origin)
+    return ["shape"] if "indices" in chosen else chosen
 
 
 def _names_for_indices(names: Sequence[str], origin: Origin) -> Sequence[str]:
@@ -107,10 +186,16 @@ def _read_arrays(
     file: Path, origin: Origin, choose: Callable[[Sequence[str], Origin], Sequence[str]]
 ) -> dict[str, np.ndarray]:
     """The chosen arrays of a .npz file, or the array of a .npy file under the name ''."""
+    # Opened here, because numpy leaves a file open that it fails to read.
+    with _readable(origin), file.open("rb") as opened:
+        return _load(opened, origin, choose)
+
+
+@contextmanager
+def _readable(origin: Origin) -> Iterator[None]:
+    """Says what is wrong with a file that cannot be read."""
     try:
-        # Opened here, because numpy leaves a file open that it fails to read.
-        with file.open("rb") as opened:
-            return _load(opened, origin, choose)
+        yield
     except ArgumentError:
         raise
     except MemoryError as error:
@@ -122,9 +207,9 @@ def _read_arrays(
 def _load(
     opened: BinaryIO, origin: Origin, choose: Callable[[Sequence[str], Origin], Sequence[str]]
 ) -> dict[str, np.ndarray]:
-    start = opened.read(len(_NPY_MAGIC))
+    start = opened.read(len(NPY_MAGIC))
     opened.seek(0)
-    if start == _NPY_MAGIC:
+    if start == NPY_MAGIC:
         return {"": np.load(opened, allow_pickle=False)}
     if not start.startswith(_ZIP_MAGICS):
         raise origin.error("is neither a .npy nor a .npz file; write it with numpy.save or numpy.savez")
@@ -132,7 +217,7 @@ def _load(
         arrays = {name: archive[name] for name in choose(archive.files, origin)}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is no array
-            raise origin.error(f"'{name}' is no numpy array; write the file with numpy.savez")
+            raise no_array(name, origin)
     return arrays
 
 

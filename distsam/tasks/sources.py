@@ -60,6 +60,12 @@ def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed
     Raises:
         ArgumentError: the equation is no einsum of single letters, a size is missing or below 1, or noise < 0.
     """
+    tensor = lowrank_tensor(equation, sizes, noise=noise, seed=seed)
+    return entries_from_dense(tensor, name="lowrank", origin=Origin("source", "lowrank"))
+
+
+def lowrank_tensor(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed: int = 0) -> np.ndarray:
+    """The entries of `lowrank` as a dense float64 array."""
     cores, modes = read_equation(equation)
     if len(modes) < 2:
         raise ArgumentError("equation", f"{equation!r} has {len(modes)} modes after '->'; a tensor needs at least 2")
@@ -75,8 +81,8 @@ def lowrank(equation: str, sizes: Mapping[str, int], *, noise: float = 0.0, seed
     if spread == 0.0:
         raise ArgumentError("sizes", f"{dict(sizes)} gives a tensor of one entry; at least two are needed")
     with np.errstate(over="ignore"):  # what becomes infinite is refused right after
-        target = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
-    return entries_from_dense(target, name="lowrank", origin=Origin("source", "lowrank"))
+        noisy: np.ndarray = target / spread + noise * rng.standard_normal([sizes[letter] for letter in modes])
+    return noisy
 
 
 def _load_from_tensorly(source: str) -> np.ndarray:

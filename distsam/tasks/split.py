@@ -1,5 +1,7 @@
 """Which entries are trained on, which choose the model, and which only judge it."""
 
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +9,8 @@ import numpy as np
 from distsam.errors import ArgumentError
 from distsam.tasks.entries import Entries
 
-_TRAIN, _VALIDATION, _HELDOUT = range(3)
+PARTS = ("train", "validation", "heldout")
+_TRAIN, _VALIDATION, _HELDOUT = range(len(PARTS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +45,30 @@ def split_entries(
     Raises:
         ArgumentError: an argument out of range, no training entry left, or no validation entry though asked for.
     """
+    unit_of_entry = _units(entries, fibre_mode)
+    part_of_unit = draw_parts(int(unit_of_entry.max()) + 1, observed, validation, fibre_mode, seed)
+    return split_of(part_of_unit[unit_of_entry])
+
+
+def split_of(part_of_entry: np.ndarray) -> Split:
+    """The split in which entry n is in part number `part_of_entry[n]` of `PARTS`."""
+    return Split(*(np.flatnonzero(part_of_entry == part) for part in range(len(PARTS))))
+
+
+def parts_of(split: Split, num_entries: int) -> np.ndarray:
+    """(num_entries,) int8 number of the part of `PARTS` that each entry is in; -1 for one in none."""
+    part_of_entry = np.full(num_entries, -1, dtype=np.int8)
+    for number, part in enumerate(PARTS):
+        part_of_entry[getattr(split, part)] = number
+    return part_of_entry
+
+
+def draw_parts(num_units: int, observed: float, validation: float, fibre_mode: int | None, seed: int) -> np.ndarray:
+    """(num_units,) int8 number of the part of `PARTS` that each unit is in; for the arguments see `split_entries`."""
     if not 0 < observed <= 1:
         raise ArgumentError("observed", f"is {observed}; it must be above 0 and at most 1")
     if not 0 <= validation < 1:
         raise ArgumentError("validation", f"is {validation}; it must be at least 0 and below 1")
-    unit_of_entry = _units(entries, fibre_mode)
-    num_units = int(unit_of_entry.max()) + 1
     num_observed = round(observed * num_units)
     num_validation = round(validation * num_observed)
     what = "entries" if fibre_mode is None else "fibres"
@@ -66,18 +87,35 @@ def split_entries(
     part = np.full(num_units, _HELDOUT, dtype=np.int8)
     part[order[:num_observed]] = _TRAIN
     part[order[:num_validation]] = _VALIDATION
-    part_of_entry = part[unit_of_entry]
-    train, chosen, heldout = (np.flatnonzero(part_of_entry == p) for p in (_TRAIN, _VALIDATION, _HELDOUT))
-    return Split(train=train, validation=chosen, heldout=heldout)
+    return part
+
+
+def split_identity(entries_sha256: str, positions: Mapping[str, Iterable[np.ndarray]]) -> str:
+    """Hexadecimal digest of entries and of the part that each is in.
+
+    Args:
+        entries_sha256: `Entries.sha256` of all entries.
+        positions: each part of `PARTS` -> the ascending int64 numbers of its entries, in blocks of any size.
+    """
+    digest = hashlib.sha256(entries_sha256.encode())
+    for part in PARTS:
+        digest.update(part.encode())
+        for block in positions[part]:
+            digest.update(np.ascontiguousarray(block).data)
+    return digest.hexdigest()
+
+
+def check_fibre_mode(fibre_mode: int, order: int) -> None:
+    """ArgumentError where a tensor of this order has no such mode."""
+    if not 0 <= fibre_mode < order:
+        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {order} modes: it must be 0 to {order - 1}")
 
 
 def _units(entries: Entries, fibre_mode: int | None) -> np.ndarray:
     """(N,) number of the unit that each entry belongs to; the units are 0, 1, ... without gaps."""
     if fibre_mode is None:
         return np.arange(len(entries))
-    order = len(entries.shape)
-    if not 0 <= fibre_mode < order:
-        raise ArgumentError("fibre_mode", f"is {fibre_mode}; the tensor has {order} modes: it must be 0 to {order - 1}")
+    check_fibre_mode(fibre_mode, len(entries.shape))
     return _group_rows(np.delete(entries.indices, fibre_mode, axis=1))
 
 

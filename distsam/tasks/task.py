@@ -65,6 +65,11 @@ class TaskContext:
         sum_over_ranks: tensor of this data rank -> sum over all data ranks, the same bits on every one of them. A
             collective: all ranks call it equally often, with equal shapes.
         is_planned: the model is to have shapes and no numbers: it takes no memory, and a start need not be computed.
+        routed_mode: the mode of a tensor whose positions are divided over the data ranks, or None. With it a process
+            takes, of every batch, the entries whose position in that mode lies in its own rows (contiguous, in the
+            order of the ranks) instead of an equal part; a task that knows no tensor takes no notice of it.
+        num_ranges: into how many ranges of rows that mode is divided; None: one for each data rank. With fewer, data
+            rank d holds range d % num_ranges, and the ranks of a range share its entries.
     """
 
     seed: int = 0
@@ -74,6 +79,8 @@ class TaskContext:
     dtype: torch.dtype = torch.float32
     sum_over_ranks: Callable[[Tensor], Tensor] = _unchanged
     is_planned: bool = False
+    routed_mode: int | None = None
+    num_ranges: int | None = None
 
 
 class Task(Protocol):

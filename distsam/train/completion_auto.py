@@ -56,19 +56,27 @@ def settle(formats: Seam[Part], config: Any, task: Any) -> Mapping[str, Any]:
         formats: the seam of network.format.
         config: of the run.
         task: its CompletionTask.
+
+    Raises:
+        InputError: the weight decay is to come from entries that lie on several ranks.
     """
     from distsam.tasks.auto import LEARNING_RATE
     from distsam.tasks.pilot import choose_decay
 
-    train, optim = task.split.train, config.optim
-    sizes = auto_sizes(formats, config.network, task.spec.shape, len(train))
+    train, optim, num_values = task.split.train, config.optim, task.num_values()
+    sizes = auto_sizes(formats, config.network, task.spec.shape, num_values)
     values = {f"network.{key}": size for key, size in sizes.items()}
     if config.train.batch_size == AUTO:
-        values["train.batch_size"] = auto_batch(AUTO, len(train))
+        values["train.batch_size"] = auto_batch(AUTO, num_values)
     if optim.lr == AUTO:
         values["optim.lr"] = LEARNING_RATE
     if optim.weight_decay == AUTO:
+        if task.row_bounds is not None:
+            raise InputError(
+                "optim.weight_decay: auto needs all entries in one process, and this plan divides the rows of a mode "
+                "over several; give a number"
+            )
         learnt = task.scaling.learnt(task.entries.values[train])
         decay = choose_decay(task.spec, task.entries.indices[train], learnt, LEARNING_RATE, config.run.seed)
-        values["optim.weight_decay"] = decay * (len(train) if config.train.loss == "sum" else 1)
+        values["optim.weight_decay"] = decay * (num_values if config.train.loss == "sum" else 1)
     return values

@@ -1,5 +1,6 @@
 """The keys of the completion task, of its data sources and of its networks, and how each is built."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
+from distsam.train.completion_data import known_entries, refuse_table, stream_file, stream_lowrank
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.path_keys import PathKeys
 from distsam.train.seams import Field, Part, Seam, Section
@@ -15,6 +17,8 @@ from distsam.train.seams import Field, Part, Seam, Section
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Auto = Literal["auto"]
+# The key that a routed mode comes from.
+_ROUTED_MODE = "sharding.mode"
 
 
 class DataKeys(Section):
@@ -137,15 +141,17 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         InputError: the data cannot be used, or the network does not fit it.
     """
     from distsam.tasks.completion import CompletionTask
-    from distsam.tasks.split import split_entries
 
     data, network = config.part_keys("data", DataKeys), config.part_keys("network", NetworkKeys)
     train = config.part_keys("train", CompletionTrainKeys)
-    with arguments_as_keys("data"):
-        entries = sources.chosen(data).build(data)
-        split = split_entries(entries, data.observed, data.validation, data.fibre_mode, config.run.seed)
+    source = sources.chosen(data)
+    with arguments_as_keys("data", routed_mode=_ROUTED_MODE):
+        entries, split, routing = known_entries(
+            source.build, _STREAMS.get(source.build), data, config.run.seed, context
+        )
+    num_values = len(split.train) if routing is None else routing.spreads["train"].count
     with arguments_as_keys("network"):
-        network = network.model_copy(update=auto_sizes(formats, network, entries.shape, len(split.train)))
+        network = network.model_copy(update=auto_sizes(formats, network, entries.shape, num_values))
         spec = formats.chosen(network).build(network, entries.shape)
     if not context.is_planned:
         _check_memory(config, spec, context.device.type)
@@ -156,12 +162,13 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         entries,
         split,
         spec,
-        batch_size=auto_batch(train.batch_size, len(split.train)),
+        batch_size=auto_batch(train.batch_size, num_values),
         loss=train.loss,
         standardise=data.standardise,
         init=network.init,
         init_std=network.init_std,
         init_norms=network.init_norms,
+        routing=routing,
     )
 
 
@@ -232,10 +239,9 @@ def build_file(data: Any) -> Any:
     Raises:
         InputError: it is a table, or cannot be read.
     """
-    if Path(data.path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
-        raise InputError(f"data.path: {data.path} is a table, or an array with labels; set data.source=table")
     from distsam.tasks.files import read_entries
 
+    refuse_table(data.path)
     return read_entries(data.path)
 
 
@@ -256,6 +262,10 @@ def build_lowrank(data: Any) -> Any:
     from distsam.tasks.sources import lowrank
 
     return lowrank(data.equation, data.sizes, noise=data.noise, seed=data.seed)
+
+
+# How the entries of a source are gone through in blocks, by its builder.
+_STREAMS: dict[Callable[..., Any], Callable[[Any], Any]] = {build_file: stream_file, build_lowrank: stream_lowrank}
 
 
 def build_cp(network: Any, shape: tuple[int, ...]) -> Any:

@@ -18,7 +18,7 @@ from distsam.tasks.auto import LEARNING_RATE, bond_for
 from distsam.tasks.entries import Entries, entries_from_dense
 from distsam.tasks.files import read_entries
 from distsam.tasks.pilot import choose_decay
-from distsam.tasks.scaling import Scaling, mean_and_std
+from distsam.tasks.scaling import Scaling, spread_of
 from distsam.tasks.sources import load_bundled
 from distsam.tasks.split import split_entries
 from distsam.tensornet import NetworkSpec, TensorNetwork, cp
@@ -38,7 +38,8 @@ def thinned(entries: Entries, every: int) -> Entries:
 def parts(entries: Entries, observed: float) -> list[Part]:
     """Training, validation and held-out entries, standardised."""
     split = split_entries(entries, observed, 0.1, seed=0)
-    scaling = Scaling(*mean_and_std(entries.values[split.train]))
+    spread = spread_of(entries.values[split.train])
+    scaling = Scaling(spread.mean, spread.std)
     return [
         (torch.from_numpy(entries.indices[at]), torch.from_numpy(scaling.learnt(entries.values[at])).float())
         for at in (split.train, split.validation, split.heldout)
