@@ -121,6 +121,8 @@ def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task
         InputError: its data cannot be used, or do not fit the rest of the config.
     """
     part = parts.TASKS.chosen(config.task)
+    # None also where a run that had such an axis is opened again in one process.
+    num_ranges = dict(layout.axes).get("mode")
     context = TaskContext(
         seed=config.run.seed,
         data_rank=layout.data_rank,
@@ -129,9 +131,14 @@ def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task
         dtype=torch.float64 if config.train.precision == "float64" else torch.float32,
         sum_over_ranks=lambda tensor: all_reduce_sum_(tensor, layout.data_group),
         is_planned=is_planned,
+        routed_mode=getattr(config.sharding, "mode", None) if num_ranges else None,
+        num_ranges=num_ranges,
     )
     with part.naming():
         task: Task = part.build(config, context)
+        if num_ranges and getattr(task, "row_bounds", None) is None:
+            problem = f"{config.sharding.plan} divides the rows of a tensor, which task.kind={config.task.kind} has not"
+            raise InputError(f"sharding.plan: {problem}; use another plan")
         # Asked for once, so that a batch that cannot be cut is refused before the first step.
         task.microbatches(0, config.train.accumulate)
     return task

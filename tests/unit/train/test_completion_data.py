@@ -100,5 +100,5 @@ def test_a_weight_decay_by_the_rule_needs_all_entries(tmp_path: Path) -> None:
 
 def test_a_table_given_as_a_file_is_refused_as_without_a_routed_mode(tmp_path: Path) -> None:
     config = config_of({"source": "file", "path": str(tmp_path / "table.csv")})
-    with pytest.raises(InputError, match="set data.source=table"):
+    with pytest.raises(InputError, match=r"set data\.source=table"):
         task_of(config, 0)
