@@ -113,9 +113,11 @@ def balanced_bounds(counts: np.ndarray, num_parts: int, row_weight: float = ROW_
     num_rows = len(counts)
     if num_rows <= num_parts:
         return tuple(min(part, num_rows) for part in range(num_parts + 1))
-    load = np.cumsum(counts, dtype=np.float64)
+    weights = np.asarray(counts, dtype=np.float64)
     # Of a mode without observations the rows are divided.
-    load += (row_weight * load[-1] / num_rows or 1.0) * np.arange(1, num_rows + 1)
+    weights = weights + (row_weight * float(weights.mean()) or 1.0)
+    np.minimum(weights, _share(weights, num_parts), out=weights)
+    load = np.cumsum(weights, out=weights)
     bounds = [0]
     for left in range(num_parts, 1, -1):
         before = load[bounds[-1] - 1] if bounds[-1] else 0.0
@@ -126,3 +128,18 @@ def balanced_bounds(counts: np.ndarray, num_parts: int, row_weight: float = ROW_
             end -= 1
         bounds.append(min(max(end, bounds[-1] + 1), num_rows - left + 1))
     return (*bounds, num_rows)
+
+
+def _share(weights: np.ndarray, num_parts: int) -> float:
+    """The load of a range where each row that is heavier than that has one of its own, and the others divide the rest.
+
+    No row counts for more. Otherwise a heavy row far behind would raise the mean of what is left, and the ranges before
+    it would take all rows up to it.
+    """
+    heaviest = np.sort(np.partition(weights, len(weights) - num_parts)[-num_parts:])[::-1]
+    rest, left = float(weights.sum()), num_parts
+    for weight in heaviest[:-1].tolist():
+        if weight <= rest / left:
+            break
+        rest, left = rest - weight, left - 1
+    return rest / left

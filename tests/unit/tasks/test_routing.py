@@ -69,6 +69,17 @@ def test_a_heavy_row_has_a_range_of_its_own_and_the_others_share_the_rest():
     assert bounds == (0, 1, 334, 667, 1000)
 
 
+@pytest.mark.parametrize("num_parts", [3, 4, 8])
+def test_a_heavy_row_at_the_end_leaves_the_others_to_all_other_ranges(num_parts):
+    """With ten of eleven observations in the last of 1,000 rows the first of three ranges had 998 of the others."""
+    counts = np.ones(ROWS, dtype=np.int64)
+    counts[-1] = 10 * ROWS
+    rows = np.diff(balanced_bounds(counts, num_parts))
+    assert rows[-1] == 1
+    # Each of the others is within one row of its part of the rest, and the last of them makes up for that.
+    assert np.abs(rows[:-1] - (ROWS - 1) / (num_parts - 1)).max() <= num_parts
+
+
 @pytest.mark.parametrize("num_rows", [1, 3, 4])
 def test_fewer_rows_than_parts_leave_the_last_parts_empty(num_rows):
     bounds = balanced_bounds(np.arange(num_rows), 4)
