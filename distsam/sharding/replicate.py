@@ -212,7 +212,7 @@ def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> Tensor:
     kept = [(local_tensor(p.grad), mean) for p, mean in zip(params, means, strict=True) if p.grad is not None]
     if kept:
         torch._foreach_copy_([g for g, _ in kept], [mean for _, mean in kept])
-    return sums
+    return sums.clone()  # not a view, which would keep the memory of all gradients
 
 
 def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:

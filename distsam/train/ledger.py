@@ -140,7 +140,8 @@ class Ledger(TorchDispatchMode):
         address = storage._cdata
         if address in self._known:
             return self._known[address][0]
-        number, size = len(self._sizes), storage.nbytes()
+        # On the meta device a core waits for its memory.
+        number, size = len(self._sizes), 0 if tensor.is_meta else storage.nbytes()
         self._known[address] = number, ref(storage, lambda _: self._is_gone(address))
         self._sizes.append(size)
         self._uses.append(Use.WORKING)
