@@ -3,8 +3,9 @@
 What one process would do with all entries at once (divide them, measure their mean, take their digest) is done here in
 three passes, with the same result. Each rank makes them by itself, and comes to the same bounds as the others.
 
-Memory of N entries in R rows, of which a rank owns M: N bytes for the part that each is in, 8 N for a moment while
-the parts are drawn; about 20 R; 32 M that stay, and about as much again while the own entries are checked.
+Memory of N entries of three modes in R rows, of which a rank owns M. That stays: 32 M, and 8 for each own training
+entry. Meanwhile: N for the part that each entry is in, and 8 N more for a moment while the parts are drawn; 24 R while
+rows are counted and divided; 100 M while own entries are put together; and a few blocks.
 """
 
 import math

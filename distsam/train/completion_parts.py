@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
-from distsam.train.completion_data import known_entries, refuse_table, stream_file, stream_lowrank
+from distsam.train.completion_data import held_parameters, known_entries, refuse_table, stream_file, stream_lowrank
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.path_keys import PathKeys
 from distsam.train.seams import Field, Part, Seam, Section
@@ -154,7 +154,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         network = network.model_copy(update=auto_sizes(formats, network, entries.shape, num_values))
         spec = formats.chosen(network).build(network, entries.shape)
     if not context.is_planned:
-        _check_memory(config, spec, context.device.type)
+        _check_memory(config, spec, routing, context.device.type)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
     return CompletionTask(
@@ -172,7 +172,7 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
     )
 
 
-def _check_memory(config: Any, spec: Any, device_type: str) -> None:
+def _check_memory(config: Any, spec: Any, routing: Any, device_type: str) -> None:
     """InputError where the network cannot be trained in the memory that there is, before any of it is taken."""
     itemsize = 8 if "float64" in (config.train.precision, config.network.dtype) else 4
     # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy: cut by
@@ -180,7 +180,8 @@ def _check_memory(config: Any, spec: Any, device_type: str) -> None:
     num_shards = place().world_size if config.sharding.plan == "fsdp" else 1
     trained = 6 * itemsize / num_shards if device_type == "cpu" else 0
     per_parameter = max(trained, 8 + itemsize)
-    needed, available = per_parameter * spec.num_parameters, available_bytes()
+    num_parameters = held_parameters(spec, routing)
+    needed, available = per_parameter * num_parameters, available_bytes()
     if needed <= available:
         return
     largest = max(range(spec.num_cores), key=lambda k: prod(spec.core_shapes[k]))
@@ -189,8 +190,9 @@ def _check_memory(config: Any, spec: Any, device_type: str) -> None:
     ]
     what = " and ".join(modes) or f"core {spec.core_names[largest]}"
     key, given = origin(config)
+    whose = "the network" if routing is None else "this rank"
     raise InputError(
-        f"{key}: {given!r}: {what}: the network has {spec.num_parameters:.3g} parameters and needs "
+        f"{key}: {given!r}: {what}: {whose} has {num_parameters:.3g} parameters and needs "
         f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {free_here(available)}; take "
         "smaller modes or a smaller network"
     )

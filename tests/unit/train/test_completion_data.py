@@ -34,8 +34,8 @@ def sources(folder: Path) -> dict[str, dict[str, Any]]:
         folder / "some.npz", indices=np.argwhere(tensor > -1), values=tensor[tensor > -1], shape=np.array(tensor.shape)
     )
     np.save(folder / "dense.npy", np.where(tensor > -1, tensor, np.nan))
-    lines = [f"{'abcdefghi'[i]},{j},{k},{tensor[i, j, k]!r}" for i, j, k in np.argwhere(tensor > -1).tolist()]
-    (folder / "table.csv").write_text("\n".join(["one,two,three,value", *(line.replace("np.", "") for line in lines)]))
+    lines = [f"{'abcdefghi'[i]},{j},{k},{tensor[i, j, k]}" for i, j, k in np.argwhere(tensor > -1).tolist()]
+    (folder / "table.csv").write_text("\n".join(["one,two,three,value", *lines]))
     sizes = {"i": 9, "j": 8, "k": 7, "r": 2}
     return {
         "coordinates": {"source": "file", "path": str(folder / "some.npz")},
@@ -96,6 +96,20 @@ def test_a_weight_decay_by_the_rule_needs_all_entries(tmp_path: Path) -> None:
     config = config_of(sources(tmp_path)["coordinates"], optim={"base": "adam", "weight_decay": "auto"})
     with pytest.raises(InputError, match=r"^optim.weight_decay: auto needs all entries in one process"):
         settle(parts.FORMATS, config, task_of(config, 0))
+
+
+def test_memory_is_asked_for_the_rows_of_a_rank_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(sources(tmp_path)["coordinates"], network={"format": "cp", "bond_dim": 2})
+    rows = task_of(config, 0).row_bounds
+    # Of 9, 8 and 7 positions with a bond of 2; in float64 a parameter takes 48 bytes in training.
+    needed = 48 * 2 * (9 + 7 + max(rows[1], 8 - rows[1]))
+    monkeypatch.setattr("distsam.train.completion_parts.available_bytes", lambda: needed)
+    task_of(config, 0)
+    with pytest.raises(InputError, match="the network has 48 parameters and needs"):
+        build_task(config, Layout.alone())
+    monkeypatch.setattr("distsam.train.completion_parts.available_bytes", lambda: needed - 1)
+    with pytest.raises(InputError, match=f"this rank has {needed // 48} parameters and needs"):
+        task_of(config, 0)
 
 
 def test_a_table_given_as_a_file_is_refused_as_without_a_routed_mode(tmp_path: Path) -> None:
