@@ -43,7 +43,8 @@ class TensorNetwork(nn.Module):
 
     Args:
         spec: what the cores are.
-        std: root mean square of the entries of T at the start (their standard deviation about zero), met exactly.
+        std: root mean square of the entries of T at the start (their standard deviation about zero); met exactly by
+            networks of up to 4 million parameters that contract fast, nearly by others (`NetworkStart.factors`).
         norms: K Frobenius norms ||G_k|| of the cores, of which only the ratios count, because their product is
             fixed by `std`; all equal (norm deviation Q = 0) when None.
         generator: where the key of the random numbers comes from; torch's own CPU generator when None. It gives one
