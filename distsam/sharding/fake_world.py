@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 
 from distsam.sharding.world import World, close_world
 
@@ -46,6 +47,9 @@ def fake_world(rank: int, world_size: int) -> Iterator[World]:
         if world_size > 1:
             dist.init_process_group("fake", rank=rank, world_size=world_size)
             stack.callback(close_world)
+        # What DTensor remembers of an operation holds shapes of pieces, but not of which rank: a process has only one.
+        _clear_sharding_prop_cache()
+        stack.callback(_clear_sharding_prop_cache)
         for name in _OF_MESHES:
             if name in DeviceMesh.__dict__:
                 stack.enter_context(replaced(DeviceMesh, name, _outside_fake_mode(DeviceMesh.__dict__[name])))

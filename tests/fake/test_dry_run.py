@@ -10,12 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
 from torch.utils._pytree import tree_map_only
 
 from distsam.errors import InputError
 from distsam.sharding import Layout
 from distsam.sharding.cost import collectives_of, empty_pieces, memory_of
+from distsam.sharding.fake_world import fake_world
 from distsam.train.build import build_parts, build_task
 from distsam.train.config import Config
 from distsam.train.config_file import load_config
@@ -142,6 +144,22 @@ def test_the_last_ranks_have_nothing_of_what_fewer_can_hold(tmp_path: Path) -> N
     assert empty_pieces(found.plan, 63) == ("cores.2",)
     assert empty_pieces(found.plan, 31) == ()
     assert found.memory.cores - found.memory.sam_copy == 4 * 32
+
+
+def test_a_fake_rank_gets_pieces_of_its_own_shape_after_another_rank() -> None:
+    """DTensor keeps shapes of pieces, not whose they are: after an empty rank, the next one had empty gradients."""
+
+    def new_piece(rank: int, rows: int) -> tuple[int, ...]:
+        with fake_world(rank, 4):
+            piece = torch.zeros(rows, 3)
+            mesh = init_device_mesh("cpu", (4,))
+            placed = DTensor.from_local(
+                piece, mesh, [Shard(0)], run_check=False, shape=torch.Size((2, 3)), stride=(3, 1)
+            )
+            return tuple(placed.new_empty_strided((2, 3), (3, 1)).to_local().shape)
+
+    assert new_piece(3, rows=0) == (0, 3)
+    assert new_piece(0, rows=1) == (1, 3)
 
 
 def test_ranks_that_share_bonds_send_inside_the_network_what_no_formula_says(tmp_path: Path) -> None:
