@@ -138,7 +138,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _own_piece(grad, ctx.dim, ctx.ranks), None, None, None
+        # A copy: a view would hold the memory of the whole gradient for as long as a parameter keeps its piece.
+        piece = _own_piece(grad, ctx.dim, ctx.ranks).clone(memory_format=torch.contiguous_format)
+        return piece, None, None, None
 
 
 class _AddUpCut(torch.autograd.Function):

@@ -146,6 +146,27 @@ def test_the_last_ranks_have_nothing_of_what_fewer_can_hold(tmp_path: Path) -> N
     assert found.memory.cores - found.memory.sam_copy == 4 * 32
 
 
+@pytest.mark.parametrize(
+    ("plan", "bond_ranks", "world_size"),
+    [
+        *(("bond", "null", world_size) for world_size in (2, 4, 64, 1024)),
+        *(("bond", "2", world_size) for world_size in (4, 64, 1024)),
+        *(("fsdp+bond", "2", world_size) for world_size in (4, 64, 1024)),
+    ],
+)
+def test_formulas_equal_what_ranks_that_share_bonds_hold_and_send_outside_of_networks(
+    tmp_path: Path, plan: str, bond_ranks: str, world_size: int
+) -> None:
+    given = config(tmp_path, f"sharding.plan={plan}", f"sharding.bond_ranks={bond_ranks}")
+    for rank in (0, world_size - 1):
+        found = dry_run(given, world_size, rank)
+        assert found.memory == memory_of(found.weights, found.plan, rank, found.state, found.step.num_passes)
+        by_formula = Counter(collectives_of(found.weights, found.plan, found.step, rank))
+        inside = Counter(found.collectives) - by_formula
+        assert Counter(found.collectives) - inside == by_formula
+        assert {call.num_ranks for call in inside} == {dict(found.plan.axes)["bond"]}
+
+
 def test_a_fake_rank_gets_pieces_of_its_own_shape_after_another_rank() -> None:
     """DTensor keeps shapes of pieces, not whose they are: after an empty rank, the next one had empty gradients."""
 
