@@ -15,8 +15,8 @@ from distsam.train.same_run import MOVABLE_KEYS
 from distsam.train.secrets import Place
 from distsam.train.versions import versions
 
-# What may be another on each machine: where data lie, of which `identify` compares the content, and for how many threads
-# it has processors. Not run.dir: every rank writes its piece of each checkpoint there.
+# What may be another on each machine: where data lie, of which `identify` compares the content, and how many threads a
+# rank takes there. Not run.dir: every rank writes its piece of each checkpoint there.
 MAY_DIFFER = frozenset([*MOVABLE_KEYS, "train.num_threads"])
 
 # Of distsam depends which collectives there are, of torch what they send, of numpy which entries a batch holds.
