@@ -74,11 +74,17 @@ class SharedInputError(InputError):
     Args:
         problem: what one of the ranks found.
         user_traceback: where that was a UserCodeError, its own.
+        speaker: the rank that is to say it.
     """
 
-    def __init__(self, problem: str, user_traceback: str = "") -> None:
+    def __init__(self, problem: str, user_traceback: str = "", speaker: int = 0) -> None:
         super().__init__(problem)
         self.user_traceback = user_traceback
+        self.speaker = speaker
+
+
+class FirstRankMissing(InputError):
+    """Rank 0 cannot be reached; which of the other ranks are there, nobody knows, and so each of them raises it."""
 
 
 class TrainingDiverged(RuntimeError):

@@ -6,7 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from distsam.environment import machine, place
-from distsam.errors import InputError, RunIncomplete, SharedInputError, TrainingDiverged, UserCodeError
+from distsam.errors import (
+    FirstRankMissing,
+    InputError,
+    RunIncomplete,
+    SharedInputError,
+    TrainingDiverged,
+    UserCodeError,
+)
 
 BAD_INPUT = 2
 FAILED = 1
@@ -41,11 +48,14 @@ def mistakes_as_messages() -> Iterator[None]:
 def _print_once(error: Exception, is_shared: bool) -> None:
     """Print `error` on one rank of those that have it.
 
-    What all ranks have in common, rank 0 prints. What a rank found before it met the others, the first rank of its
-    machine prints.
+    What all ranks have in common, rank 0 prints, or another that the error names. What a rank found before it met the
+    others, the first rank of its machine prints.
     """
     here, here_machine = place(), machine()
-    if here.rank == 0 or (not is_shared and here.local_rank == 0):
+    # The first rank of its machine may be the one that is missing.
+    stands_in = isinstance(error, FirstRankMissing) and here.rank == 1
+    speaker = error.speaker if isinstance(error, SharedInputError) else 0
+    if here.rank == speaker or (not is_shared and here.local_rank == 0) or stands_in:
         _print(error, here.rank)
         return
     if is_shared and here_machine not in (None, 0):

@@ -8,10 +8,10 @@ from itertools import count
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from distsam.environment import place
 from distsam.errors import ArgumentError, InputError
+from distsam.sharding.arrival import meet, start_timeout_s
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ def open_world(device: str = "auto") -> World:
 
     Raises:
         ArgumentError: an unknown device, or "cuda" on a machine without one.
+        InputError: some ranks did not come in time, at the first start of a launch; see `arrival.meet`.
     """
     rank, size, local, _ = place(os.environ)
     chosen = _device(device, local)
@@ -60,8 +61,7 @@ def _new_store(rank: int, world_size: int) -> dist.Store:
     """
     global _meetings
     if _meetings is None:
-        store, _, _ = next(iter(rendezvous("env://", rank, world_size)))
-        _meetings = store, count()
+        _meetings = meet(rank, world_size, start_timeout_s()), count()
     return dist.PrefixStore(f"distsam-{next(_meetings[1])}", _meetings[0])
 
 

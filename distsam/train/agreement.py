@@ -42,12 +42,17 @@ def agreed(make: Callable[[], T]) -> T:
 
 
 def from_first_rank(make: Callable[[], T]) -> T:
-    """What `make` gives on rank 0, on every rank.
+    """What `make` gives on rank 0, on every rank; see `from_rank`."""
+    return from_rank(0, make)
+
+
+def from_rank(rank: int, make: Callable[[], T]) -> T:
+    """What `make` gives on one rank, on every rank.
 
     Collectives: one object broadcast over the world; every rank calls it. None without a process group.
     """
     if not dist.is_initialized():
         return make()
-    made = [make() if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(made, src=0)
+    made = [make() if dist.get_rank() == rank else None]
+    dist.broadcast_object_list(made, src=rank)
     return made[0]  # type: ignore[return-value]

@@ -38,6 +38,7 @@ from distsam.train.opening import describe_run, probable_mistakes
 from distsam.train.progress import TrainingProgress
 from distsam.train.refit import merged, plan_refit, write_merged
 from distsam.train.run_state import BestWeights, RunState
+from distsam.train.same_config import check_same_config
 from distsam.train.same_run import check_folder, claim_folder, identify
 from distsam.train.settled import describe_values, recalled, settled
 from distsam.train.stop_signals import StopSignals
@@ -56,7 +57,8 @@ def run_training(config: Config) -> Summary:
     Collectives: opens and closes the default process group; every rank calls it with the same config.
 
     Raises:
-        InputError: something in the config cannot be used; nothing was written then.
+        InputError: something in the config cannot be used, or a rank is missing or has another config; nothing was
+            written then.
         TrainingDiverged: too many non-finite steps in a row; the last finite weights are saved.
         RunIncomplete: it was trained to its end, but not all could be written; on rank 0.
     """
@@ -87,6 +89,7 @@ def _train_once(config: Config, locks: list[RunLock], note: str = "") -> tuple[S
     with arguments_as_keys("sharding"):
         world = open_world(config.sharding.device)
     try:
+        check_same_config(config)
         layout = agreed(lambda: build_layout(config, world))
         asked = config
         config = recalled(asked, folder)

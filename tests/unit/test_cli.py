@@ -7,7 +7,7 @@ import pytest
 
 import distsam
 from distsam.commands import messages
-from distsam.errors import InputError, SharedInputError, UserCodeError
+from distsam.errors import FirstRankMissing, InputError, SharedInputError, UserCodeError
 
 FIRST = {"RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0", "WORLD_SIZE": "4"}
 SECOND = {**FIRST, "RANK": "1", "LOCAL_RANK": "1"}
@@ -57,6 +57,36 @@ def test_a_mistake_is_said_by_the_rank_that_is_heard(
     line = "distsam: x: wrong\n" if rank == "0" else f"distsam: rank {rank}: x: wrong\n"
     assert capsys.readouterr().err == (line if "speaks" in expected else "")
     assert bool(waits) == ("waits" in expected)
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "speaks"),
+    [
+        # Rank 0 is missing: the lowest rank that is there says it for all.
+        (SRUN_SECOND, SharedInputError("x: wrong", speaker=1), True),
+        (SRUN_FIRST_OF_ANOTHER_MACHINE, SharedInputError("x: wrong", speaker=1), False),
+        # It cannot be reached: nobody knows who is there.
+        (SRUN_SECOND, FirstRankMissing("x: wrong"), True),
+        (SRUN_FIRST_OF_ANOTHER_MACHINE, FirstRankMissing("x: wrong"), True),
+        ({**SRUN_SECOND, "SLURM_PROCID": "3"}, FirstRankMissing("x: wrong"), False),
+    ],
+)
+def test_where_the_first_rank_is_missing_another_speaks(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    place: dict[str, str],
+    error: InputError,
+    speaks: bool,
+) -> None:
+    for name in (*FIRST, *SRUN_FIRST):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in place.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(messages.time, "sleep", lambda seconds: None)
+    with pytest.raises(SystemExit) as ended, messages.mistakes_as_messages():
+        raise error
+    assert ended.value.code == 2
+    assert ("x: wrong" in capsys.readouterr().err) == speaks
 
 
 def test_the_traceback_of_code_that_the_user_gave_comes_before_the_line(capsys: pytest.CaptureFixture[str]) -> None:
