@@ -141,7 +141,8 @@ def run_generated_files(folder: Path, count: int) -> Counter[str]:
 
 
 def test_some_generated_configs_and_files_end_as_they_should(tmp_path: Path) -> None:
-    assert set(run_generated_configs(tmp_path, 25)) >= {"ran", "refused"}
+    # Of so many one or two are right by chance.
+    assert set(run_generated_configs(tmp_path, 40)) >= {"ran", "refused"}
     assert set(run_generated_files(tmp_path, 15)) >= {"ran", "refused"}
 
 
