@@ -1,12 +1,11 @@
 """What runs on every rank: two networks of 21 MB each, and the memory that they take at the start and in a step."""
 
 import torch
-from plan_cases import METHODS, PLANS
-from rank_cases import this_world
+from plan_cases import METHODS, PLANS, layout_of
 from torch import Tensor, nn
 
 import distsam
-from distsam.sharding import Layout, make_layout, place_model
+from distsam.sharding import Layout, place_model
 from distsam.tensornet import deferred_draws
 from distsam.train.ledger import Ledger
 
@@ -56,9 +55,8 @@ def measure_memory(plan: str) -> dict[str, int]:
         model = model_without_memory()
         layout = Layout.alone()
         if torch.distributed.is_initialized():
-            chosen = PLANS[plan]()
-            layout = make_layout(this_world(), chosen)
-            distsam.shard(model, layout.mesh, place_model(chosen, model, layout.axes))
+            layout = layout_of(plan)
+            distsam.shard(model, layout.mesh, place_model(PLANS[plan](), model, layout.axes))
         else:
             distsam.shard(model, None)
         found = {"start_peak": ledger.most()[1], "start": alive(ledger)}

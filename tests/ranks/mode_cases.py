@@ -1,6 +1,7 @@
 """What runs on every rank: a network with one long mode, whose rows and their data are divided over the ranks."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,15 +34,21 @@ PLANS: dict[str, Callable[[int], Plan]] = {
 }
 
 
+@cache
+def layout_of_rows(plan: str) -> Layout:
+    """Made once in a process that stays; see `plan_cases.layout_of`."""
+    world = this_world()
+    return make_layout(world, PLANS[plan](world.world_size))
+
+
 def placed(plan: str, spec: str) -> tuple[distsam.TensorNetwork, Layout, range]:
     """The network on its plan, and the rows of this rank."""
     generator = torch.Generator().manual_seed(0)
     network = distsam.TensorNetwork(SPECS[spec](), std=0.5, generator=generator, dtype=torch.float64)
     if not torch.distributed.is_initialized():
         return network, Layout.alone(), range(ROWS)
-    world = this_world()
-    chosen = PLANS[plan](world.world_size)
-    layout = make_layout(world, chosen)
+    layout = layout_of_rows(plan)
+    chosen = PLANS[plan](layout.world.world_size)
     made = place_model(chosen, network, layout.axes)
     rows = range(ROWS)
     if made.routed is not None:

@@ -1,6 +1,7 @@
 """What runs on every rank: networks of every format and layers, of sizes that nothing divides, trained on any plan."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -89,14 +90,19 @@ METHODS: dict[str, Callable[[nn.Module], Wrapper]] = {
 }
 
 
+@cache
+def layout_of(plan: str) -> Layout:
+    """Made once in a process that stays: every group of gloo has a thread that wakes a hundred times a second."""
+    return make_layout(this_world(), PLANS[plan]())
+
+
 def placed_zoo(plan: str, dtype: torch.dtype) -> tuple[nn.Module, Layout]:
     """The model on its plan; alone and whole without a process group."""
     model = Zoo(dtype)
     if not torch.distributed.is_initialized():
         return model, Layout.alone()
-    chosen = PLANS[plan]()
-    layout = make_layout(this_world(), chosen)
-    distsam.shard(model, layout.mesh, place_model(chosen, model, layout.axes))
+    layout = layout_of(plan)
+    distsam.shard(model, layout.mesh, place_model(PLANS[plan](), model, layout.axes))
     return model, layout
 
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import torch
-from plan_cases import PLANS, Zoo
-from rank_cases import full, this_world
+from plan_cases import PLANS, Zoo, layout_of
+from rank_cases import full
 
 import distsam
-from distsam.sharding import local_tensor, make_layout, place_model
+from distsam.sharding import local_tensor, place_model
 from distsam.tensornet import deferred_draws, initial
 
 
@@ -19,9 +19,8 @@ def start_in_pieces(plan: str, exact_elements: int, dtype: str) -> dict[str, np.
         with deferred_draws():
             model = Zoo(getattr(torch, dtype))
         assert all(core.is_meta for network in model.networks.values() for core in network.cores)
-        chosen = PLANS[plan]()
-        layout = make_layout(this_world(), chosen)
-        distsam.shard(model, layout.mesh, place_model(chosen, model, layout.axes))
+        layout = layout_of(plan)
+        distsam.shard(model, layout.mesh, place_model(PLANS[plan](), model, layout.axes))
     finally:
         initial.EXACT_ELEMENTS = kept
     return {name: full(p) for name, p in model.named_parameters()}
@@ -31,9 +30,8 @@ def start_without_numbers(plan: str) -> tuple[float, bool]:
     """The largest number in the cores of a model that was not to be drawn, and whether a bias of it was."""
     with deferred_draws():
         model = Zoo(torch.float64)
-    chosen = PLANS[plan]()
-    layout = make_layout(this_world(), chosen)
-    distsam.shard(model, layout.mesh, place_model(chosen, model, layout.axes), draws=False)
+    layout = layout_of(plan)
+    distsam.shard(model, layout.mesh, place_model(PLANS[plan](), model, layout.axes), draws=False)
     cores = [local_tensor(core.detach()) for network in distsam.core_networks(model) for core in network.cores]
     largest = max(float(core.abs().max()) for core in cores if core.numel())
     return largest, bool((model.scale.detach() == 1).all())
