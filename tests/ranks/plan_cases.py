@@ -21,9 +21,10 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "replicate": Replicate,
     "fsdp": Fsdp,
     "fsdp:2": lambda: Fsdp(2),
+    "uneven": lambda: Fsdp(uneven_from=2),
     "bond": Bond,
     "bond:2": lambda: Bond(2),
-    "fsdp+bond": lambda: Bond(2, Fsdp()),
+    "fsdp+bond": lambda: Bond(2, Fsdp(uneven_from=2)),
 }
 NUM_ENTRIES, STEPS = 37, 10
 SHAPES = {"cp": (9, 7, 5), "tucker": (9, 7, 5), "chain": (6, 5, 4, 3, 7), "ring": (5, 4, 6, 3), "thin": (4, 5, 6)}

@@ -13,7 +13,7 @@ Place = tuple[str, int]
 # Each plan once before and once after; one, two and four ranks on either side.
 CHANGES: list[tuple[Place, Place]] = [
     (("bond", 4), ("fsdp", 2)),
-    (("fsdp", 2), ("bond", 2)),
+    (("uneven", 2), ("bond", 2)),
     (("fsdp+bond", 4), ("replicate", 1)),
     (("replicate", 1), ("fsdp+bond", 4)),
     (("bond:2", 4), ("bond", 4)),

@@ -32,14 +32,14 @@ def assert_same(got: dict[str, np.ndarray], method: str, dtype: str) -> None:
 
 
 @every_case
-@pytest.mark.parametrize("plan", ["replicate", "fsdp", "bond"])
+@pytest.mark.parametrize("plan", ["replicate", "fsdp", "uneven", "bond"])
 def test_two_ranks_train_the_weights_of_one_process(two_ranks: RankPool, plan: str, method: str, dtype: str) -> None:
     for got in two_ranks.run(train_zoo, plan, method, dtype):
         assert_same(got, method, dtype)
 
 
 @some_cases
-@pytest.mark.parametrize("plan", ["replicate", "fsdp", "fsdp:2", "bond", "bond:2", "fsdp+bond"])
+@pytest.mark.parametrize("plan", ["replicate", "fsdp:2", "uneven", "bond", "bond:2", "fsdp+bond"])
 def test_four_ranks_train_the_weights_of_one_process(four_ranks: RankPool, plan: str, method: str, dtype: str) -> None:
     for got in four_ranks.run(train_zoo, plan, method, dtype):
         assert_same(got, method, dtype)

@@ -5,7 +5,7 @@ import pytest
 from rank_pool import RankPool
 from start_cases import start_in_pieces, start_without_numbers
 
-TWO, FOUR = ["replicate", "fsdp", "bond"], ["replicate", "fsdp", "fsdp:2", "bond", "bond:2", "fsdp+bond"]
+TWO, FOUR = ["replicate", "fsdp", "bond"], ["replicate", "fsdp:2", "uneven", "bond", "bond:2", "fsdp+bond"]
 # The root mean square made exact, and of networks too large for that: met in the mean over starts.
 EXACT, AVERAGED = 2**22, 0
 

@@ -118,7 +118,7 @@ def test_ranks_that_all_see_the_same_data_average_nothing() -> None:
 
 
 def test_uneven_pieces_are_stored_and_sent_padded_and_the_rest_is_not() -> None:
-    plan = Fsdp().place({"a": (7, 2)}, (("shard", 4),))
+    plan = Fsdp(uneven_from=2).place({"a": (7, 2)}, (("shard", 4),))
     uneven = Weights({"a": 4}, frozenset("a"), frozenset("a"), (("a",),))
     assert [piece_shape(plan, "a", rank) for rank in range(4)] == [(2, 2), (2, 2), (2, 2), (1, 2)]
     assert memory_of(uneven, plan, 3, ADAM, 2) == Memory(16, 0, 32, 20, 8)
@@ -126,7 +126,7 @@ def test_uneven_pieces_are_stored_and_sent_padded_and_the_rest_is_not() -> None:
 
 
 def test_the_last_ranks_of_an_uneven_cut_may_have_nothing() -> None:
-    plan = Fsdp().place({"a": (5, 3), "nothing": (0, 4)}, (("shard", 4),))
+    plan = Fsdp(uneven_from=2).place({"a": (5, 3), "nothing": (0, 4)}, (("shard", 4),))
     assert [empty_pieces(plan, rank) for rank in range(4)] == [(), (), (), ("a",)]
 
 

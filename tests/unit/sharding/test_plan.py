@@ -22,7 +22,7 @@ def test_each_core_is_cut_along_its_widest_dim_that_divides() -> None:
 
 def test_a_core_that_nothing_divides_is_cut_unevenly_where_that_at_most_doubles_it() -> None:
     shapes = {"big": (8, 3), "odd": (7, 5), "pair": (2, 5), "single": (1, 5), "scalar": ()}
-    plan = Fsdp().place(shapes, (("shard", 4),))
+    plan = Fsdp(uneven_from=2).place(shapes, (("shard", 4),))
     # 7 rows are filled up to 8 and 2 to 4, one would be to 4
     assert [plan.dims_of(name) for name in shapes] == [(0,), (0,), (0,), (None,), (None,)]
     assert (plan.is_whole("odd"), plan.is_whole("single")) == (False, True)
@@ -32,8 +32,13 @@ def test_a_core_that_nothing_divides_is_cut_unevenly_where_that_at_most_doubles_
     assert "odd (7 x 5): dim 0 cut into 4 pieces of at most 2" in text
 
 
+def test_what_is_small_stays_whole_where_nothing_divides_it() -> None:
+    shapes = {"core": (8, 2), "bias": (7,), "large": (7, 601)}
+    assert [Fsdp().place(shapes, (("shard", 4),)).dims_of(name) for name in shapes] == [(0,), (None,), (0,)]
+
+
 def test_pieces_are_those_of_torch_chunk_and_may_be_empty() -> None:
-    plan = Fsdp().place({"odd": (7, 5), "pair": (2, 5)}, (("shard", 4),))
+    plan = Fsdp(uneven_from=2).place({"odd": (7, 5), "pair": (2, 5)}, (("shard", 4),))
     assert [plan.piece_of("odd", (rank,)) for rank in range(4)] == [
         ((0, 0), (2, 5)),
         ((2, 0), (2, 5)),
