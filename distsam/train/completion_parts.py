@@ -175,11 +175,9 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
 def _check_memory(config: Any, spec: Any, routing: Any, device_type: str) -> None:
     """InputError where the network cannot be trained in the memory that there is, before any of it is taken."""
     itemsize = 8 if "float64" in (config.train.precision, config.network.dtype) else 4
-    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy: cut by
-    # fsdp, and not in this memory on an accelerator. At the start every rank draws the weights whole, in float64.
-    num_shards = place().world_size if config.sharding.plan == "fsdp" else 1
-    trained = 6 * itemsize / num_shards if device_type == "cpu" else 0
-    per_parameter = max(trained, 8 + itemsize)
+    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy: cut as
+    # the plan says, and not in this memory on an accelerator, where the weights alone pass through it.
+    per_parameter = (6 if device_type == "cpu" else 1) * itemsize / num_pieces(config.sharding, place().world_size)
     num_parameters = held_parameters(spec, routing)
     needed, available = per_parameter * num_parameters, available_bytes()
     if needed <= available:
@@ -196,6 +194,13 @@ def _check_memory(config: Any, spec: Any, routing: Any, device_type: str) -> Non
         f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {free_here(available)}; take "
         "smaller modes or a smaller network"
     )
+
+
+def num_pieces(sharding: Any, world_size: int) -> int:
+    """Into how many pieces fsdp and bond cut a network; the rows of a mode apart."""
+    words = [word.strip() for word in sharding.plan.split("+")]
+    num_bond = min(sharding.bond_ranks or world_size, world_size) if "bond" in words else 1
+    return num_bond * max(1, world_size // num_bond // sharding.replicas) if "fsdp" in words else num_bond
 
 
 def origin(config: Any) -> tuple[str, Any]:

@@ -149,3 +149,14 @@ def test_faster_links_take_less_time_for_any_message() -> None:
     for size in (8, 2**30):
         times = [Collective("all_reduce", size, 64).time_s(link) for link in LINKS.values()]
         assert times == sorted(times)
+
+
+def test_rows_that_have_their_data_are_neither_gathered_nor_averaged_and_the_rest_is() -> None:
+    """They were taken for FSDP2's, which gathers what a data axis cuts."""
+    weights = Weights({"rows": 4, "small": 4}, frozenset({"rows", "small"}), frozenset({"rows", "small"}), (("rows",),))
+    placements = (("rows", (None, 0)), ("small", (None, None)))
+    axes, shapes = (("replicate", 1), ("mode", 2)), (("rows", (7, 2)), ("small", (3, 2)))
+    plan = ShardPlan("mode", axes, ("replicate", "mode"), shapes, placements, ("mode", (0, 2, 7)))
+    assert memory_of(weights, plan, 1, ADAM, 1).cores == 4 * (5 * 2 + 3 * 2)
+    # The gradient of the small core with its count, and the numbers of the pass.
+    assert [call.message_bytes for call in collectives_of(weights, plan, StepForm((3,)))] == [4 * (6 + 1), 8 * 3]

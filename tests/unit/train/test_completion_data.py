@@ -1,6 +1,7 @@
 """With a routed mode a rank gets the entries of its own rows, from whatever source."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from distsam.tasks.task import TaskContext
 from distsam.train import parts
 from distsam.train.build import build_task
 from distsam.train.completion_auto import settle
+from distsam.train.completion_parts import num_pieces
 from distsam.train.config import Config, validate
 
 SHAPE = (9, 8, 7)
@@ -116,3 +118,20 @@ def test_a_table_given_as_a_file_is_refused_as_without_a_routed_mode(tmp_path: P
     config = config_of({"source": "file", "path": str(tmp_path / "table.csv")})
     with pytest.raises(InputError, match=r"set data\.source=table"):
         task_of(config, 0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "world_size", "expected"),
+    [
+        ({"plan": "replicate"}, 8, 1),
+        ({"plan": "fsdp", "replicas": 2}, 8, 4),
+        ({"plan": "bond", "bond_ranks": None}, 8, 8),
+        ({"plan": "bond", "bond_ranks": 2}, 8, 2),
+        ({"plan": "bond", "bond_ranks": 2}, 1, 1),
+        ({"plan": "fsdp+bond", "bond_ranks": 2, "replicas": 2}, 8, 4),
+        ({"plan": "mode", "mode_ranks": None}, 8, 1),
+    ],
+)
+def test_a_rank_is_asked_for_the_memory_of_its_pieces(plan: dict[str, Any], world_size: int, expected: int) -> None:
+    """A network that only a cut along bonds can hold was refused for the memory of all of it."""
+    assert num_pieces(SimpleNamespace(**plan), world_size) == expected
