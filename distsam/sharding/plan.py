@@ -193,18 +193,18 @@ class ShardPlan:
             return self.routed[1][position], self.routed[1][position + 1]
         return chunk(length, dict(self.axes)[axis], position)
 
-    @property
+    @cached_property
     def contracted_axes(self) -> tuple[str, ...]:
         """The axes that cut and are no data axes: their ranks compute together, each with its pieces of the cores."""
         return tuple(name for name, _ in self.axes if name not in self.data_axes and self.parameters_cut_by(name))
 
-    @property
+    @cached_property
     def piece_axes(self) -> tuple[str, ...]:
         """The axes along which a rank computes with the pieces that it holds: `contracted_axes`, and the routed one."""
         routed = () if self.routed is None else (self.routed[0],)
         return tuple(name for name, _ in self.axes if name in (*self.contracted_axes, *routed))
 
-    @property
+    @cached_property
     def gathered_axes(self) -> tuple[str, ...]:
         """The data axes but the routed one: what they cut FSDP2 gathers for each pass."""
         return tuple(name for name in self.data_axes if name not in self.piece_axes)

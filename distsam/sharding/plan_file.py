@@ -129,17 +129,17 @@ class _Reader:
     def _list(self, found: Mapping[str, Any], name: str, key: str = "") -> list[Any]:
         if not isinstance(found[name], list):
             self._wrong(f"{key}.{name}".lstrip("."), f"is {found[name]!r}; must be a list")
-        return found[name]  # type: ignore[no-any-return]
+        return found[name]
 
     def _word(self, value: Any, key: str) -> str:
         if not isinstance(value, str) or not value:
             self._wrong(key, f"is {value!r}; must be a name")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _number(self, value: Any, key: str, least: int = 0) -> int:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             self._wrong(key, f"is {value!r}; must be a whole number of at least {least}")
-        return value  # type: ignore[no-any-return]
+        return value
 
     def _wrong(self, key: str, problem: str) -> NoReturn:
         raise InputError(": ".join(filter(None, (self._source, key, problem))))
