@@ -78,7 +78,8 @@ def work_of(use: NetworkUse, num_bond: int = 1, num_data: int = 1, rows: tuple[s
         work = _of_entries(spec, cuts, num_bond, num_rows, rows)
     else:
         work = _of_batch(spec, cuts, num_bond, num_rows, use.kind, use.modes)
-    return NetworkWork(*(use.num_calls * number for number in (work.flops, work.sent_elements, work.num_messages)))
+    num = use.num_calls
+    return NetworkWork(num * work.flops, num * work.sent_elements, num * work.num_messages)
 
 
 @lru_cache(maxsize=4096)

@@ -99,7 +99,9 @@ def _of_shapes(model: nn.Module, mode: FakeTensorMode, device: torch.device) -> 
             made[id(tensor)] = nn.Parameter(new, tensor.requires_grad) if is_param else new
         return None if tensor is None else made[id(tensor)]
 
-    before = [(held, dict(held)) for module in model.modules() for held in (module._parameters, module._buffers)]
+    before: list[tuple[Any, dict[str, Any]]] = [
+        (held, dict(held)) for module in model.modules() for held in (module._parameters, module._buffers)
+    ]
     try:
         for held, tensors in before:
             held.update({name: shape_of(tensor) for name, tensor in tensors.items()})
