@@ -1,14 +1,13 @@
 """A run that its ranks have no memory for is refused before it takes any, with what would fit."""
 
 from math import prod
-from typing import Any
 
 from torch import nn
 
 from distsam.environment import free_here, in_units
 from distsam.errors import InputError
 from distsam.sharding import Layout, ShardPlan
-from distsam.sharding.planner import Machine, choose_plan, held_bytes
+from distsam.sharding.planner import Choice, Machine, choose_plan, held_bytes
 from distsam.tasks.task import Task
 from distsam.train import parts
 from distsam.train.config import Config
@@ -46,7 +45,7 @@ def check_fits(
         f"{subject}: the {model_kind} has {num_parameters:.3g} parameters and needs {in_units(needed)} of memory "
         f"on {'this rank' if world.world_size > 1 else 'one rank'} to be trained by plan {plan.name}, "
         f"{in_units(held[largest])} of it for {largest}, and {_given(config, layout, machine)}; "
-        f"{_what_would_do(config, choose_plan(training, world.world_size, machine), plan)}{advice}, or set "
+        f"{_what_would_do(choose_plan(training, world.world_size, machine), plan)}{advice}, or set "
         "sharding.fits=ignore"
     )
 
@@ -59,11 +58,11 @@ def _given(config: Config, layout: Layout, machine: Machine) -> str:
     return f"the device has {in_units(machine.memory_bytes)}"
 
 
-def _what_would_do(config: Config, choice: Any, plan: ShardPlan) -> str:
-    if choice.fits and choice.chosen.placed.name != plan.name:
-        return f"plan {choice.chosen.placed.name} ({choice.chosen.placed.mesh}) would fit: use sharding.plan=auto"
+def _what_would_do(choice: Choice, plan: ShardPlan) -> str:
+    placed = choice.chosen.placed
     if choice.fits:
-        return f"that plan would fit on {choice.chosen.placed.mesh}: use sharding.plan=auto"
+        which = f"plan {placed.name} ({placed.mesh})" if placed.name != plan.name else f"that plan on {placed.mesh}"
+        return f"{which} would fit, and sharding.plan=auto takes the fastest that does"
     ranks = plan.num_ranks
     return f"no plan fits on {ranks} rank{'s' if ranks > 1 else ''}: start more"
 

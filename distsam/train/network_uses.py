@@ -16,6 +16,7 @@ from distsam.sharding.plan import NetworkWeights
 from distsam.tasks.task import Task
 from distsam.tensornet.contractor import Cores, WholeCores
 from distsam.tensornet.products import BatchPlans
+from distsam.train.ledger import Ledger
 
 
 def seen_uses(
@@ -38,7 +39,8 @@ def seen_uses(
     networks = {network.parameters: network for network in network_weights(model)}
     with _recording(model, networks, found), _of_shapes(model, mode, device):
         try:
-            with mode, warnings.catch_warnings():
+            # The ledger answers where our own code looks at values, such as the range of indices.
+            with mode, Ledger().watching(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they are for those who train
                 task.loss(model, tree_map_only(Tensor, lambda t: _fake(t, mode, device), batch))
         except Exception:  # a loss of the user's own may do anything with values, which are not there

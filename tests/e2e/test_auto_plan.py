@@ -52,8 +52,19 @@ def test_a_plan_that_would_fit_is_named(tmp_path: Path) -> None:
     plan = ["plan", small_config(tmp_path), "--world-size", 2, "sharding.memory_gib=1.7e-6"]
     done = invoke(*plan, "sharding.plan=replicate")
     assert done.exit_code == 2
-    assert "plan fsdp (2 (shard)) would fit: use sharding.plan=auto" in done.stderr
+    assert "plan fsdp (2 (shard)) would fit, and sharding.plan=auto takes the fastest that does" in done.stderr
     done = invoke(*plan)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("plan fsdp on a mesh of 2 (shard)")
+    # Of those that fit it is the fastest.
+    assert done.stdout.startswith("plan bond on a mesh of 1 (replicate) x 2 (bond)")
     assert "  not replicate on 2 (replicate): " in done.stdout
+
+
+def test_auto_cuts_bonds_where_only_that_fits_and_resumes_alone(tmp_path: Path) -> None:
+    train = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run"]
+    done = run(on_two_ranks(*train, "sharding.memory_gib=1.2e-6"))
+    assert done.returncode == 0, done.stderr
+    assert "; plan bond on 2 ranks by auto (1 (replicate) x 2 (bond))" in done.stdout.splitlines()[0]
+    more = invoke(*train, "train.steps=25", "train.resume=auto")
+    assert more.exit_code == 0, more.output
+    assert "; plan replicate on 1 rank; resumed after step 20" in more.stdout.splitlines()[0]
