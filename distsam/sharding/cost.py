@@ -120,8 +120,11 @@ def collectives_of(weights: Weights, plan: ShardPlan, step: StepForm, rank: int 
     if prod(plan.mesh_shape) == 1:
         return ()
     sizes = _stored(plan, rank)
-    alike = {name: size for name, size in sizes.items() if not is_gathered(plan, name)}
-    groups = [[name for name in group if name not in alike] for group in weights.groups]
+    rows = set[str]() if plan.routed is None else set(plan.parameters_cut_by(plan.routed[0]))
+    gathered = {name for name in sizes if is_gathered(plan, name)}
+    alike = {name: size for name, size in sizes.items() if name not in gathered | rows}
+    groups = [[name for name in group if name in gathered] for group in weights.groups]
+    copies = prod(dict(plan.axes)[axis] for axis in plan.gathered_axes)
     travels_along = _is_small_and_whole(weights, plan)
     # Where all ranks see the same data there is nothing to average.
     has_averages = prod(_data_sizes(plan)) > 1
@@ -130,7 +133,10 @@ def collectives_of(weights: Weights, plan: ShardPlan, step: StepForm, rank: int 
         for group in filter(None, groups):
             piece_bytes = sum(sizes[name] * weights.itemsizes[name] for name in group)
             found += _of_group(plan, piece_bytes, step.accumulate)
-        found += _averages(weights, plan, alike, 2 if travels_along else 0) if has_averages else ()
+        if has_averages:
+            found += _averages(weights, alike, prod(_data_sizes(plan)), 2 if travels_along else 0)
+        if rows and copies > 1:
+            found += _averages(weights, {name: sizes[name] for name in rows}, copies, 0)
         if not travels_along:
             found.append(Collective(ALL_REDUCE, length * _FLOAT64_BYTES, prod(plan.mesh_shape)))
     return tuple(found)
@@ -145,18 +151,19 @@ def _of_group(plan: ShardPlan, piece_bytes: int, accumulate: int) -> Iterator[Co
         yield Collective(ALL_REDUCE, piece_bytes, prod(others))
 
 
-def _averages(weights: Weights, plan: ShardPlan, sizes: Mapping[str, int], num_more: int) -> Iterator[Collective]:
+def _averages(weights: Weights, sizes: Mapping[str, int], num_ranks: int, num_more: int) -> Iterator[Collective]:
     """Gradients of the parameters that FSDP2 leaves alone: summed in buckets, with a count each and `num_more`.
 
     Args:
         sizes: parameter -> elements.
+        num_ranks: that average them.
     """
     names = list(sizes)[::-1]  # backward reaches the last ones first
     for bucket in bucketed((sizes[name] * weights.itemsizes[name], weights.itemsizes[name]) for name in names):
         active = [names[i] for i in bucket if names[i] in weights.trained]
         if active or num_more:
             num_numbers = sum(sizes[name] for name in active) + len(active) + num_more
-            yield Collective(ALL_REDUCE, num_numbers * weights.itemsizes[names[bucket[0]]], prod(_data_sizes(plan)))
+            yield Collective(ALL_REDUCE, num_numbers * weights.itemsizes[names[bucket[0]]], num_ranks)
 
 
 def _is_small_and_whole(weights: Weights, plan: ShardPlan) -> bool:
@@ -168,17 +175,18 @@ def _is_small_and_whole(weights: Weights, plan: ShardPlan) -> bool:
 
 
 def is_gathered(plan: ShardPlan, name: str) -> bool:
-    """True if FSDP2 cuts and gathers the parameter: where a data axis cuts it."""
+    """True if FSDP2 cuts and gathers the parameter: where a data axis cuts it, but for rows that have their data."""
     return any(
-        d is not None and axis in plan.data_axes for (axis, _), d in zip(plan.axes, plan.dims_of(name), strict=True)
+        d is not None and axis in plan.gathered_axes for (axis, _), d in zip(plan.axes, plan.dims_of(name), strict=True)
     )
 
 
 def _stored(plan: ShardPlan, rank: int) -> dict[str, int]:
-    """Parameter -> elements that `rank` stores: as many as the first rank along the data axes, which has most."""
+    """Parameter -> elements that `rank` stores: as many as the first rank along FSDP2's axes, which has most."""
     coordinate = coordinate_of(rank, plan.axes)
     names = [name for name, _ in plan.axes]
-    first = [0 if name in plan.data_axes else place for name, place in zip(names, coordinate, strict=True)]
+    padded = plan.gathered_axes
+    first = [0 if name in padded else place for name, place in zip(names, coordinate, strict=True)]
     return {name: prod(plan.piece_of(name, first)[1]) for name, _ in plan.shapes}
 
 
