@@ -34,11 +34,18 @@ def plan(
     world_size: Annotated[int, typer.Option("--world-size", help="Ranks that would train; 16,384, say.")] = 1,
     rank: Annotated[int, typer.Option("--rank", help="The rank to look at.")] = 0,
     link: Annotated[
-        str, typer.Option("--link", help="What joins the ranks: nvlink, infiniband, ethernet or loopback.")
-    ] = "infiniband",
+        str | None,
+        typer.Option(
+            "--link",
+            help="What joins the ranks: nvlink, infiniband, ethernet or loopback; else sharding.link, or infiniband.",
+        ),
+    ] = None,
     tflops: Annotated[
         float, typer.Option("--tflops", help="What a rank computes, in 10^12 operations a second.")
     ] = 10.0,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Write the plan to this .json file, for sharding.plan=FILE.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead; bytes and seconds.")] = False,
 ) -> None:
     """Say what a run needs of one rank of many: memory, messages, time. Starts nothing and needs no GPU."""
@@ -49,12 +56,25 @@ def plan(
             raise InputError(f"--tflops: {tflops:g}; give a number above 0")
         settings = load_config(config, overrides or [])
         from distsam.train.dry_run import dry_run
-        from distsam.train.forecast import link_named, record
+        from distsam.train.forecast import link_for, record
+        from distsam.train.planning import planned_machine
 
-        speeds = link_named(link)
+        speeds = link_for(settings, link)
         end_loading()
-        found = record(dry_run(settings, world_size, rank), speeds, tflops * 1e12)
+        forecast = dry_run(settings, world_size, rank, planned_machine(settings, speeds, tflops * 1e12))
+        if save is not None:
+            _save(forecast.plan, save)
+        found = record(forecast, speeds, tflops * 1e12)
         print(json.dumps(found) if as_json else "\n".join(_lines(found)))
+
+
+def _save(made: Any, path: Path) -> None:
+    if path.suffix != ".json":
+        raise InputError(f"--save: {path} must end in .json, by which sharding.plan knows a file")
+    try:
+        path.write_text(made.to_json(), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--save: {path} cannot be written ({error.strerror})") from None
 
 
 def _lines(found: dict[str, Any]) -> Iterator[str]:
@@ -63,6 +83,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         f"plan {found['plan']} on a mesh of {mesh}; {found['num_trained']:,} of {found['num_parameters']:,} "
         "parameters trained"
     )
+    yield from found["reasons"]
     title = f"memory of rank {found['rank']}"
     yield f"\n{title:<22}{'bytes':>16}"
     for key, (name, note) in _BYTES.items():

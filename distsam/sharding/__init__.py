@@ -6,7 +6,7 @@ from distsam.sharding.layout import Layout, loss_weight_of, make_layout
 from distsam.sharding.local import is_sharded, local_tensor, placed_like
 from distsam.sharding.ownership import LocalPieces, PausedPieces, Pieces, are_finite, pausable
 from distsam.sharding.plan import Axes, NetworkWeights, Plan, ShardPlan
-from distsam.sharding.plans import PLANS, Bond, Fsdp, Mode, Replicate, plan_named
+from distsam.sharding.plans import PLANS, Bond, Fsdp, Mode, Pinned, Replicate, plan_named
 from distsam.sharding.ranges import with_ranges
 from distsam.sharding.world import World, close_world, open_world
 
@@ -21,6 +21,7 @@ __all__ = [
     "NetworkWeights",
     "PausedPieces",
     "Pieces",
+    "Pinned",
     "Plan",
     "Replicate",
     "ShardPlan",

@@ -88,11 +88,17 @@ def place_model(plan: Plan, model: nn.Module, axes: Axes) -> ShardPlan:
     """Where `plan` puts the parameters of `model`; those that are frozen stay whole on every rank.
 
     Raises:
-        ArgumentError: the axes can serve none of the parameters.
+        ArgumentError: the axes can serve none of the parameters, or the plan is made for another model.
     """
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     trained = {name: shapes[name] for name, p in model.named_parameters() if p.requires_grad}
     found = plan.place(trained, axes, network_weights(model))
+    for name, shape in found.shapes:
+        if shapes.get(name) != shape:
+            here = f"has it of shape {shapes[name]}" if name in shapes else "has no such parameter"
+            raise ArgumentError("plan", f"{found.name}: made for {name} of shape {shape}: the model {here}")
+        if name not in trained and not found.is_whole(name):
+            raise ArgumentError("plan", f"{found.name}: cuts {name}, which is frozen; frozen weights stay whole")
     placements = {name: (None,) * len(axes) for name in shapes} | dict(found.placements)
     return replace(found, shapes=tuple(shapes.items()), placements=tuple(placements.items()))
 

@@ -29,7 +29,7 @@ _NS_PER_ELEMENT = MULTIPLICATIONS_PER_ELEMENT * NANOSECONDS.merge_multiply_adds
 
 
 @dataclass(frozen=True)
-class _EntryMeetings:
+class EntryMeetings:
     """How to evaluate entries: which cores are merged into tables, and what moves on the way.
 
     Args:
@@ -37,13 +37,18 @@ class _EntryMeetings:
         merges: one a table.
         join: of the gathered rows; None where that is a product and a sum of tables of which every rank has all, or of
             pieces along one bond.
-        cost_ns: of one rank, about.
+        moved_elements: that a rank sends, about, forward and backward.
     """
 
     plan: EntryPlan
     merges: tuple[MeetingPlan, ...]
     join: MeetingPlan | None
-    cost_ns: float
+    moved_elements: int
+
+    @property
+    def cost_ns(self) -> float:
+        """Of one rank, about."""
+        return self.plan.cost_ns + _NS_PER_ELEMENT * self.moved_elements
 
 
 class _SpecOfPieces(NetworkSpec):
@@ -94,11 +99,11 @@ class CutCores:
         here = {rows.mode: rows.stop - rows.start} if rows is not None else {}
         sizes = tuple((i, ranks.piece_length(n) if i in cuts else here.get(i, n)) for i, n in spec.sizes)
         self._local_spec = _SpecOfPieces(spec.format, spec.cores, spec.modes, sizes, spec.core_names)
-        self._entry_plans: dict[int, _EntryMeetings] = {}
+        self._entry_plans: dict[int, EntryMeetings] = {}
 
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """(B,) entries of T: cores are merged before rows are gathered where that is cheaper, as in one process."""
-        found = self._for_entries(_bucket(len(indices)))
+        found = self.for_entries(_bucket(len(indices)))
         pieces, groups = self._pieces(cores), found.plan.groups
         positions = self._positions(indices)
         tables = [
@@ -173,8 +178,9 @@ class CutCores:
     ) -> MeetingPlan:
         return plan_meetings(operands, output, sizes, held, self._ranks.size)
 
-    def _for_entries(self, batch_size: int) -> _EntryMeetings:
-        """The cheaper of what one process would do with cores as large as the pieces, and of no merging at all."""
+    def for_entries(self, batch_size: int) -> EntryMeetings:
+        """For so many entries the cheaper of what one process would do with cores as large as the pieces, and of no
+        merging at all."""
         if batch_size not in self._entry_plans:
             spec = self._local_spec
             alone = plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)
@@ -182,7 +188,7 @@ class CutCores:
             self._entry_plans[batch_size] = min(found, key=lambda plan: plan.cost_ns)
         return self._entry_plans[batch_size]
 
-    def _priced(self, plan: EntryPlan, batch_size: int) -> _EntryMeetings:
+    def _priced(self, plan: EntryPlan, batch_size: int) -> EntryMeetings:
         sizes = self._sizes(batch_size)
         merges = tuple(
             plan_meetings(
@@ -203,7 +209,7 @@ class CutCores:
             size = dict(sizes)
             moved = sum(2 * prod(size[i] for i in g.merge.output) for g in plan.groups)
         moved += sum(merge.moved_elements for merge in merges)
-        return _EntryMeetings(plan, merges, join, plan.cost_ns + _NS_PER_ELEMENT * moved)
+        return EntryMeetings(plan, merges, join, moved)
 
     def _contract(self, plan: MeetingPlan, tensors: Sequence[Tensor]) -> Tensor:
         """What `plan` makes of the tensors; held by the ranks as `plan.held` says."""

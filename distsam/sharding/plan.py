@@ -1,10 +1,13 @@
 """Where every weight lives, as frozen data: computed from shapes alone, printed, then applied from outside."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cached_property
+from math import prod
 from typing import Protocol
 
 from distsam.errors import InputError
+from distsam.sharding.plan_file import check_axes, fields_of, text_of
 from distsam.tensornet import NetworkSpec
 
 Axes = tuple[tuple[str, int], ...]
@@ -126,7 +129,7 @@ class ShardPlan:
     def _length_along(self, parameter: str, axis: str) -> int:
         dim = self.dims_of(parameter)[[name for name, _ in self.axes].index(axis)]
         assert dim is not None
-        return dict(self.shapes)[parameter][dim]
+        return self._shape_of[parameter][dim]
 
     def _check_placement(self, name: str, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> None:
         if len(dims) != len(self.axes):
@@ -147,9 +150,28 @@ class ShardPlan:
         """Sizes of the axes."""
         return tuple(size for _, size in self.axes)
 
+    @property
+    def num_ranks(self) -> int:
+        """Of the mesh."""
+        return prod(self.mesh_shape)
+
+    @property
+    def mesh(self) -> str:
+        """The axes for people, "4 (replicate) x 2 (shard)"."""
+        return " x ".join(f"{size} ({name})" for name, size in self.axes)
+
+    # A model may have thousands of parameters, each asked for by name.
+    @cached_property
+    def _shape_of(self) -> dict[str, tuple[int, ...]]:
+        return dict(self.shapes)
+
+    @cached_property
+    def _dims_of(self) -> dict[str, tuple[int | None, ...]]:
+        return dict(self.placements)
+
     def dims_of(self, parameter: str) -> tuple[int | None, ...]:
         """Per axis the dim of `parameter` that it cuts, or None."""
-        return dict(self.placements)[parameter]
+        return self._dims_of[parameter]
 
     def is_whole(self, parameter: str) -> bool:
         """True if every rank holds all of `parameter`."""
@@ -157,7 +179,7 @@ class ShardPlan:
 
     def piece_of(self, parameter: str, coordinate: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Where the piece of `parameter` begins, and its shape, on the rank at `coordinate` of the mesh."""
-        shape = list(dict(self.shapes)[parameter])
+        shape = list(self._shape_of[parameter])
         offsets = [0] * len(shape)
         for (axis, _), dim, position in zip(self.axes, self.dims_of(parameter), coordinate, strict=True):
             if dim is not None:
@@ -171,27 +193,26 @@ class ShardPlan:
             return self.routed[1][position], self.routed[1][position + 1]
         return chunk(length, dict(self.axes)[axis], position)
 
-    @property
+    @cached_property
     def contracted_axes(self) -> tuple[str, ...]:
         """The axes that cut and are no data axes: their ranks compute together, each with its pieces of the cores."""
         return tuple(name for name, _ in self.axes if name not in self.data_axes and self.parameters_cut_by(name))
 
-    @property
+    @cached_property
     def piece_axes(self) -> tuple[str, ...]:
         """The axes along which a rank computes with the pieces that it holds: `contracted_axes`, and the routed one."""
         routed = () if self.routed is None else (self.routed[0],)
         return tuple(name for name, _ in self.axes if name in (*self.contracted_axes, *routed))
 
-    @property
+    @cached_property
     def gathered_axes(self) -> tuple[str, ...]:
         """The data axes but the routed one: what they cut FSDP2 gathers for each pass."""
         return tuple(name for name in self.data_axes if name not in self.piece_axes)
 
     def describe(self) -> str:
         """One line for the mesh and one per parameter, for people."""
-        mesh = " x ".join(f"{size} ({name})" for name, size in self.axes)
         same = [name for name, _ in self.axes if name not in self.data_axes]
-        lines = [f"plan {self.name} on a mesh of {mesh}"]
+        lines = [f"plan {self.name} on a mesh of {self.mesh}"]
         if same:
             lines.append(f"  ranks along {', '.join(same)} see the same data")
         if self.routed is not None:
@@ -200,6 +221,34 @@ class ShardPlan:
             size = " x ".join(str(n) for n in shape)
             lines.append(f"  {name} ({size}): {self._where(shape, self.dims_of(name))}")
         return "\n".join(lines)
+
+    def to_json(self) -> str:
+        """The text of a file from which `from_json` makes this very plan.
+
+        Raises:
+            InputError: an axis of one rank beside others cuts parameters: the same plan without it can be written.
+        """
+        content = {field.name: getattr(self, field.name) for field in fields(self)}
+        check_axes(content, f"sharding plan {self.name}")
+        return text_of(content)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "plan") -> "ShardPlan":
+        """The plan that a text of `to_json` holds.
+
+        Args:
+            text: all of the file.
+            source: what messages call it: the file's path.
+
+        Raises:
+            InputError: with `source` and the key: no such text, or a plan that cannot be.
+        """
+        found = fields_of(text, source)
+        check_axes(found, source)
+        try:
+            return cls(**found)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     def _where(self, shape: tuple[int, ...], dims: tuple[int | None, ...]) -> str:
         cuts = []

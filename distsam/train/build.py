@@ -15,7 +15,7 @@ from distsam.engine import Engine, Schedule
 from distsam.errors import InputError
 from distsam.optim import Plain, Wrapper
 from distsam.runs.folder import RunFolder
-from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, place_model, shard
+from distsam.sharding import Layout, ShardPlan
 from distsam.sharding.collectives import all_reduce_sum_, average_
 from distsam.tasks.task import Task, TaskContext
 from distsam.tensornet import core_networks, deferred_draws
@@ -23,8 +23,9 @@ from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.auto_values import auto_values, loads_all
 from distsam.train.config import Config
+from distsam.train.fits import check_fits
 from distsam.train.frozen import frozen_identity
-from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.placement import place_weights, placement_of, row_bounds
 from distsam.train.settled import with_values
 
 
@@ -78,39 +79,6 @@ class RunParts:
         return {f"auto/{key}": value for key, value in self.auto.items()}
 
 
-def build_plan(config: Config, row_bounds: tuple[int, ...] | None = None) -> Plan:
-    """The plan that sharding.plan names, or that of an engine which places weights itself.
-
-    Args:
-        config: of the run.
-        row_bounds: how the task divides the rows of a routed mode; equal ranges where that is not known yet.
-    """
-    own = parts.ENGINES.chosen(config.engine).plan
-    if own is not None:
-        chosen: Plan = own(config)
-        return chosen
-    words = [part.word for part in parts.PLACEMENTS.split(config.sharding.plan)]
-    plan: Plan = parts.PLANS.parts[words[0] if words[0] in parts.PLANS.parts else "replicate"].build(config.sharding)
-    for word in words:
-        if word in parts.ROUTES.parts:
-            plan = parts.ROUTES.parts[word].build(config.sharding, plan, row_bounds)
-        elif word in parts.SPLITS.parts:
-            plan = parts.SPLITS.parts[word].build(config.sharding, plan)
-    return plan
-
-
-def build_layout(config: Config, world: World) -> Layout:
-    """The ranks on the axes of the plan.
-
-    Collectives: those of starting the groups of the mesh; every rank calls it.
-
-    Raises:
-        InputError: a plan that cannot serve this number of ranks; on every rank alike.
-    """
-    with arguments_as_keys("sharding"):
-        return make_layout(world, build_plan(config))
-
-
 def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task:
     """The task of this rank; needs no other process.
 
@@ -136,7 +104,7 @@ def build_task(config: Config, layout: Layout, is_planned: bool = False) -> Task
     )
     with part.naming():
         task: Task = part.build(config, context)
-        if num_ranges and getattr(task, "row_bounds", None) is None:
+        if num_ranges and row_bounds(task) is None:
             problem = f"{config.sharding.plan} divides the rows of a tensor, which task.kind={config.task.kind} has not"
             raise InputError(f"sharding.plan: {problem}; use another plan")
         # Asked for once, so that a batch that cannot be cut is refused before the first step.
@@ -168,23 +136,28 @@ def build_model(config: Config, task: Task, *, defers: bool = False) -> nn.Modul
     return model
 
 
-def build_parts(config: Config, task: Task, layout: Layout, folder: RunFolder | None = None) -> RunParts:
+def build_parts(
+    config: Config, task: Task, layout: Layout, folder: RunFolder | None = None, model: nn.Module | None = None
+) -> RunParts:
     """Everything of a run on this rank.
 
     Args:
         folder: of the run, where it may be one that goes on; see `auto_values`.
+        model: of the task, if it was built before.
 
     Collectives: an object broadcast, those of `auto_values` and `shard`; every rank calls it.
 
     Raises:
-        InputError: a start that does not exist, or a plan that cannot serve the model.
+        InputError: a start that does not exist, or a plan that cannot serve the model, or needs too much memory.
     """
     # Placing it runs collectives, in which the others would wait for a rank that has no model.
-    model = agreed(lambda: build_model(config, task, defers=parts.ENGINES.chosen(config.engine).plan is None))
+    if model is None:
+        model = agreed(lambda: build_model(config, task, defers=parts.ENGINES.chosen(config.engine).plan is None))
     agreed(lambda: parts.ENGINES.chosen(config.engine).prepare(config))
     # Of the weights that all ranks will have.
     frozen = from_first_rank(lambda: frozen_identity(model))
     is_loaded = from_first_rank(lambda: folder is not None and loads_all(folder, config))
+    agreed(lambda: check_fits(config, task, model, layout, placement_of(config, model, layout, row_bounds(task))))
     plan = place_weights(config, task, model, layout, draws=not is_loaded)
     return assemble_parts(config, task, layout, model, plan, auto_values(config, model, folder), frozen)
 
@@ -224,26 +197,6 @@ def assemble_parts(
         schedules=list(_schedules(config, optimizer)),
     )
     return RunParts(layout, task, model, plan, coordinator, engine, auto, num_trained, frozen)
-
-
-def place_weights(config: Config, task: Task, model: nn.Module, layout: Layout, *, draws: bool) -> ShardPlan:
-    """Where the weights live; they are there now, unless the engine puts them there.
-
-    Args:
-        draws: deferred networks get their numbers, else zeros.
-
-    Collectives: those of `shard`; every rank calls it.
-
-    Raises:
-        InputError: a plan that cannot serve the model.
-    """
-    with arguments_as_keys("sharding"):
-        if parts.ENGINES.chosen(config.engine).plan is not None:
-            shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-            return build_plan(config).place(shapes, layout.axes)
-        plan = place_model(build_plan(config, getattr(task, "row_bounds", None)), model, layout.axes)
-        shard(model, layout.mesh, plan, draws=draws)
-    return plan
 
 
 def build_optimizer(config: Config, model: nn.Module) -> Wrapper:

@@ -1,8 +1,6 @@
 """The entries that a completion learns from: all of them, or with a routed mode those that this rank owns."""
 
 from collections.abc import Callable
-from itertools import pairwise
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +65,3 @@ def refuse_table(path: str) -> None:
     """InputError where the path is that of a table, which has labels."""
     if Path(path).suffix.lower() in (".csv", ".tsv", ".parquet", ".feather", ".arrow", ".nc", ".mat"):
         raise InputError(f"data.path: {path} is a table, or an array with labels; set data.source=table")
-
-
-def held_parameters(spec: Any, routing: Any) -> int:
-    """Parameters that a rank holds: all, or of the core of a routed mode those in the longest range of rows."""
-    if routing is None:
-        return int(spec.num_parameters)
-    index, most_rows = spec.modes[routing.owner.mode], max(stop - start for start, stop in pairwise(routing.bounds))
-    held = (
-        prod(shape) // spec.size(index) * most_rows if index in core else prod(shape)
-        for core, shape in zip(spec.cores, spec.core_shapes, strict=True)
-    )
-    return sum(held)

@@ -2,17 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from distsam.environment import available_bytes, free_here, in_units, place
 from distsam.errors import ArgumentError, InputError
 from distsam.train.completion_auto import auto_batch, auto_sizes, check_auto
-from distsam.train.completion_data import held_parameters, known_entries, refuse_table, stream_file, stream_lowrank
+from distsam.train.completion_data import known_entries, refuse_table, stream_file, stream_lowrank
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.path_keys import PathKeys
-from distsam.train.seams import Field, Part, Seam, Section
+from distsam.train.seams import AUTO, Field, Part, Seam, Section
 
 PositiveInt = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -153,8 +151,6 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
     with arguments_as_keys("network"):
         network = network.model_copy(update=auto_sizes(formats, network, entries.shape, num_values))
         spec = formats.chosen(network).build(network, entries.shape)
-    if not context.is_planned:
-        _check_memory(config, spec, routing, context.device.type)
     if network.dtype is not None:
         context = replace(context, dtype=torch_dtype(network.dtype))
     return CompletionTask(
@@ -170,37 +166,6 @@ def build_task(sources: Seam[Part], formats: Seam[Part], config: Any, context: A
         init_norms=network.init_norms,
         routing=routing,
     )
-
-
-def _check_memory(config: Any, spec: Any, routing: Any, device_type: str) -> None:
-    """InputError where the network cannot be trained in the memory that there is, before any of it is taken."""
-    itemsize = 8 if "float64" in (config.train.precision, config.network.dtype) else 4
-    # Weights, gradient, the copy of the best weights, the state of the base (Adam's two numbers), SAM's copy: cut as
-    # the plan says, and not in this memory on an accelerator, where the weights alone pass through it.
-    per_parameter = (6 if device_type == "cpu" else 1) * itemsize / num_pieces(config.sharding, place().world_size)
-    num_parameters = held_parameters(spec, routing)
-    needed, available = per_parameter * num_parameters, available_bytes()
-    if needed <= available:
-        return
-    largest = max(range(spec.num_cores), key=lambda k: prod(spec.core_shapes[k]))
-    modes = [
-        f"mode {spec.place_of_mode[i]} of size {spec.size(i)}" for i in spec.cores[largest] if i in spec.place_of_mode
-    ]
-    what = " and ".join(modes) or f"core {spec.core_names[largest]}"
-    key, given = origin(config)
-    whose = "the network" if routing is None else "this rank"
-    raise InputError(
-        f"{key}: {given!r}: {what}: {whose} has {num_parameters:.3g} parameters and needs "
-        f"{in_units(needed)} of memory to be trained ({per_parameter:g} bytes each), and {free_here(available)}; take "
-        "smaller modes or a smaller network"
-    )
-
-
-def num_pieces(sharding: Any, world_size: int) -> int:
-    """Into how many pieces fsdp and bond cut a network; the rows of a mode apart."""
-    words = [word.strip() for word in sharding.plan.split("+")]
-    num_bond = min(sharding.bond_ranks or world_size, world_size) if "bond" in words else 1
-    return num_bond * max(1, world_size // num_bond // sharding.replicas) if "fsdp" in words else num_bond
 
 
 def origin(config: Any) -> tuple[str, Any]:
@@ -226,6 +191,11 @@ def check_task(config: Any) -> None:
 def refit_keys() -> dict[str, Any]:
     """Dotted key -> value of the fit to all observed entries; the same ones stay held out."""
     return {"data.validation": 0.0, "train.early_stopping": None}
+
+
+def is_routable(config: Any) -> bool:
+    """True where nothing needs all entries in one process."""
+    return config.network.init == "gaussian" and config.optim.weight_decay != AUTO
 
 
 def planned_keys(config: Any) -> dict[str, Any]:

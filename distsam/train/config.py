@@ -8,6 +8,7 @@ from distsam.errors import ArgumentError, InputError
 from distsam.train import parts
 from distsam.train.config_errors import explain
 from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.path_keys import absolute
 from distsam.train.seams import (
     Field,
     PrivateAttr,
@@ -77,10 +78,26 @@ class ShardingKeys(Section):
     """Where the weights live."""
 
     plan: str = Field(
-        default="replicate",
-        description="Copies, shards by FSDP2, cores cut along bonds; or a sum of two, such as fsdp+bond.",
+        default="auto",
+        description="Copies, shards by FSDP2, cores cut along bonds, rows of a mode; a sum of two, such as fsdp+bond; "
+        "a file.json of distsam plan --save; auto: the fastest that fits, by formulas.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: a GPU if there is one.")
+    memory_gib: PositiveFloat | None = Field(
+        default=None, description="Memory of a rank, in GiB; null: the GPU's, or a share of what is free here."
+    )
+    link: Literal["auto", "nvlink", "infiniband", "ethernet", "loopback"] = Field(
+        default="auto", description="What joins the ranks, for plan=auto; auto: by device and number of machines."
+    )
+    fits: Literal["check", "ignore"] = Field(
+        default="check", description="check: refuse a run that needs more memory than a rank has; ignore: try it."
+    )
+
+    @field_validator("plan")
+    @classmethod
+    def _of_file(cls, plan: str) -> str:
+        """A file is found from wherever the run is resumed."""
+        return absolute(plan) if plan.endswith(".json") else plan
 
 
 class EngineKeys(Section):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from distsam.engine import NativeEngine
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
-from distsam.sharding import Layout, ShardPlan, World, place_model
+from distsam.sharding import Layout, ShardPlan, World
 from distsam.sharding.cost import Memory, State, StepForm, Weights, is_gathered
 from distsam.sharding.fake_world import fake_world
 from distsam.sharding.groups import shard_groups
+from distsam.sharding.planner import Machine
+from distsam.sharding.traffic import LINKS
 from distsam.tasks.task import Task
 from distsam.tensornet import core_networks
 from distsam.train import parts
@@ -31,16 +34,17 @@ from distsam.train.auto_values import auto_rules
 from distsam.train.build import (
     RunParts,
     assemble_parts,
-    build_layout,
     build_model,
-    build_plan,
     build_task,
-    place_weights,
 )
 from distsam.train.config import Config
+from distsam.train.fits import check_fits
 from distsam.train.forecast import Forecast, extrapolate
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.ledger import Ledger, Use
+from distsam.train.placement import build_layout, build_plan, place_weights, placement_of, row_bounds
+from distsam.train.placing import as_copies, wants_plan
+from distsam.train.planning import FLOPS_PER_S, choose, chosen_keys, planned_machine
 from distsam.train.settled import recalled, settled, with_values
 
 # Up to so many ranks a step is run; of more, formulas say what depends on their number.
@@ -49,29 +53,60 @@ MOST_SIMULATED = 1024
 _NEEDS_VALUES = (DataDependentOutputException, DynamicOutputShapeException, UnsupportedOperatorException)
 
 
-def dry_run(config: Config, world_size: int, rank: int = 0) -> Forecast:
+def dry_run(config: Config, world_size: int, rank: int = 0, machine: Machine | None = None) -> Forecast:
     """What a step of `config` costs rank `rank` of `world_size`, by the functions that a run is built by.
+
+    Where the plan is auto, it is the one that a run on such machines would choose.
 
     Needs the run's data and no accelerator; writes nothing, starts no process. Everything is computed as on CPU.
 
+    Args:
+        config: of the run.
+        world_size, rank: of how many, and which.
+        machine: what each rank would compute with; InfiniBand, 10^13 operations a second and the memory that the
+            config gives, or this machine has, when None.
+
     Raises:
         InputError: something in the config cannot be used, the plan cannot serve so many ranks, there is no such rank,
-            or the engine is not the native one.
+            the rank has not the memory, or the engine is not the native one.
     """
     _check(config, world_size, rank)
     config = recalled(config, RunFolder(Path(config.run.dir)))
     strengths = {f"optim.{key}": 1.0 for key in auto_rules(config)}  # any above 0: they change no shape
     config = with_values(config, {**parts.TASKS.chosen(config.task).planned(config), **strengths})
+    machine = machine or planned_machine(config, LINKS["infiniband"], FLOPS_PER_S["cuda"])
+    reasons = ""
+    if wants_plan(config, world_size):
+        config, reasons = _planned(config, world_size, machine)
+    seen = _layout_without_ranks(config, world_size, rank)
+    task = build_task(config, seen, is_planned=True)
+    config = settled(config, task)
+    placed = _placed_without_ranks(config, task, seen, machine)
+    if world_size <= MOST_SIMULATED:
+        found = simulate(config, task, world_size, rank)
+    else:
+        found = extrapolate(_largest_simulation(config, task, rank), placed, rank)
+    return replace(found, reasons=tuple(reasons.splitlines()))
+
+
+def _layout_without_ranks(config: Config, world_size: int, rank: int) -> Layout:
     with arguments_as_keys("sharding"):
         plan = build_plan(config)
         axes = plan.axes(world_size)
-    seen = Layout(World(rank, world_size, 0, torch.device("cpu")), None, axes, plan.data_axes)
-    task = build_task(config, seen, is_planned=True)
+    return Layout(World(rank, world_size, 0, torch.device("cpu")), None, axes, plan.data_axes)
+
+
+def _planned(config: Config, world_size: int, machine: Machine) -> tuple[Config, str]:
+    """The config with the plan that rank 0 of a run would choose, and why."""
+    device = torch.device("cpu")
+    task = build_task(config, as_copies(World(0, world_size, 0, device)), is_planned=True)
     config = settled(config, task)
-    if world_size <= MOST_SIMULATED:
-        return simulate(config, task, world_size, rank)
-    placed = _placed_without_ranks(config, task, seen)
-    return extrapolate(_largest_simulation(config, task, rank), placed, rank)
+    pieces = task.microbatches(0, config.train.accumulate)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake_world(0, 1), _spoken_for(config), mode, Ledger().watching():
+        model = build_model(config, task, defers=True)
+        choice = choose(config, task, model, pieces, world_size, machine, device, mode)
+    return with_values(config, chosen_keys(choice)), choice.describe()
 
 
 def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast:
@@ -101,10 +136,13 @@ def _check(config: Config, world_size: int, rank: int) -> None:
         raise InputError(f"engine.kind: {word}: the dry run knows the native engine, whose step is torch's own")
 
 
-def _placed_without_ranks(config: Config, task: Task, layout: Layout) -> ShardPlan:
+def _placed_without_ranks(config: Config, task: Task, layout: Layout, machine: Machine) -> ShardPlan:
+    """The plan, which must fit."""
     with fake_world(0, 1), _spoken_for(config), FakeTensorMode(allow_non_fake_inputs=True), Ledger().watching():
         model = build_model(config, task, defers=True)
-        return _placement_of(config, model, layout)
+        placed = placement_of(config, model, layout, row_bounds(task))
+        check_fits(config, task, model, layout, placed, machine)
+        return placed
 
 
 def _largest_simulation(config: Config, task: Task, rank: int) -> Forecast:
@@ -119,14 +157,9 @@ def _largest_simulation(config: Config, task: Task, rank: int) -> Forecast:
             num_ranks //= 2
 
 
-def _placement_of(config: Config, model: nn.Module, layout: Layout) -> ShardPlan:
-    with arguments_as_keys("sharding"):
-        return place_model(build_plan(config), model, layout.axes)
-
-
 def weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
     """What the formulas must know of `model`, which is whole yet."""
-    plan, named = _placement_of(config, model, layout), dict(model.named_parameters())
+    plan, named = placement_of(config, model, layout), dict(model.named_parameters())
     cores = {id(core) for network in core_networks(model) for core in network.cores}
     with arguments_as_keys("sharding"):
         groups = shard_groups(model, {param for name, param in named.items() if not is_gathered(plan, name)})

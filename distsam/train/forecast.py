@@ -10,6 +10,8 @@ from distsam.errors import InputError
 from distsam.sharding import ShardPlan
 from distsam.sharding.cost import Memory, State, StepForm, Weights, collectives_of, empty_pieces, memory_of
 from distsam.sharding.traffic import LINKS, Collective, Link, total_bytes, total_time_s
+from distsam.train.config import Config
+from distsam.train.seams import AUTO
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Forecast:
         flops: of the step.
         sam_collectives, sam_flops: those of them that a step of the base optimizer would not have.
         num_simulated: ranks of the world in which the step was run.
+        reasons: why auto took this plan and no other, a line each; none where the plan was given.
     """
 
     rank: int
@@ -45,6 +48,7 @@ class Forecast:
     flops: int
     sam_flops: int
     num_simulated: int
+    reasons: tuple[str, ...] = ()
 
     @property
     def world_size(self) -> int:
@@ -81,12 +85,14 @@ def _inside_networks(
         yield replace(call, num_ranks=sizes.get(call.num_ranks, call.num_ranks))
 
 
-def link_named(word: str) -> Link:
-    """The speeds that `distsam plan --link` means by `word`.
+def link_for(config: Config, word: str | None) -> Link:
+    """The speeds that `distsam plan --link` means by `word`; without one those of the config, InfiniBand's for auto.
 
     Raises:
         InputError: there are none of that name.
     """
+    if word is None:
+        word = "infiniband" if config.sharding.link == AUTO else config.sharding.link
     if word not in LINKS:
         raise InputError(f"--link: {word!r} is unknown; use one of {', '.join(LINKS)}")
     return LINKS[word]
@@ -126,6 +132,7 @@ def record(forecast: Forecast, link: Link, flops_per_s: float) -> dict[str, Any]
         "flops_per_s": flops_per_s,
         "link": asdict(link),
         "simulated_world_size": forecast.num_simulated,
+        "reasons": list(forecast.reasons),
     }
 
 

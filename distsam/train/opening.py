@@ -6,6 +6,7 @@ from distsam.tasks.task import describe, num_values, warnings
 from distsam.train import parts
 from distsam.train.build import RunParts
 from distsam.train.config import Config, unused_keys
+from distsam.train.placing import wants_plan
 
 
 def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> str:
@@ -15,7 +16,7 @@ def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> st
     says = [
         *filter(None, (task, _size(run, task))),
         f"{optim.method} on {optim.base}" if optim.method != "base" else optim.base,
-        f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}",
+        f"plan {run.plan.name} on {ranks} rank{'s' if ranks > 1 else ''}{_by_auto(run, config)}",
     ]
     says += [f"{key}={value:g} by auto" for key, value in run.auto.items()]
     if says_engine := parts.ENGINES.chosen(config.engine).describe(config):
@@ -25,6 +26,13 @@ def describe_run(run: RunParts, config: Config, step: int, more: str = "") -> st
     if step:
         says.append(f"resumed after step {step}")
     return "; ".join(says)
+
+
+def _by_auto(run: RunParts, config: Config) -> str:
+    """That auto chose the plan, and its mesh where the plan's name does not say it."""
+    if not wants_plan(config, run.layout.world.world_size):
+        return ""
+    return f" by auto ({run.plan.mesh})" if len(run.plan.axes) > 1 else " by auto"
 
 
 def _size(run: RunParts, task: str) -> str:

@@ -14,7 +14,7 @@ from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart, TrackerPart
+from distsam.train.seams import AUTO, EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart, TrackerPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -44,8 +44,15 @@ ENGINES: Seam[EnginePart] = Seam("engine", "kind")
 TRACKERS: Seam[TrackerPart] = Seam("", "")
 
 METHODS = SumSeam("optim", "method", (ASCENTS, RESCALES), ("ascends", "rescales"), "sam+das", alone="base")
+PINNED = Part("file", sharding.PinnedKeys, sharding.build_pinned)
 PLACEMENTS = SumSeam(
-    "sharding", "plan", (PLANS, ROUTES, SPLITS), ("places copies", "divides rows", "cuts bonds"), "fsdp+bond"
+    "sharding",
+    "plan",
+    (PLANS, ROUTES, SPLITS),
+    ("places copies", "divides rows", "cuts bonds"),
+    "fsdp+bond",
+    alone=AUTO,
+    of_file=(".json", PINNED),
 )
 
 for source in ("covid19_serology", "il2", "kinetic", "indian_pines"):
@@ -113,6 +120,7 @@ TASKS.add(
         settles=completion_auto.KEYS,
         settle=partial(completion_auto.settle, FORMATS),
         refit=completion.refit_keys,
+        is_routable=completion.is_routable,
         planned=completion.planned_keys,
     )
 )

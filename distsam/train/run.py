@@ -26,7 +26,7 @@ from distsam.train import parts
 from distsam.train.agreement import agreed, from_first_rank
 from distsam.train.alerts import Alerts, Bounds
 from distsam.train.auto_values import SAVED
-from distsam.train.build import RunParts, build_layout, build_parts, build_task
+from distsam.train.build import RunParts, build_parts, build_task
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import read_state, tensor_shapes
 from distsam.train.config import Config
@@ -35,12 +35,13 @@ from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.loop import TrainingLoop, evaluated
 from distsam.train.memory import peak_memory
 from distsam.train.opening import describe_run, probable_mistakes
+from distsam.train.placing import Placing, place_run
 from distsam.train.progress import TrainingProgress
 from distsam.train.refit import merged, plan_refit, write_merged
 from distsam.train.run_state import BestWeights, RunState
 from distsam.train.same_config import check_same_config
 from distsam.train.same_run import check_folder, claim_folder, identify
-from distsam.train.settled import describe_values, recalled, settled
+from distsam.train.settled import describe_values, recalled
 from distsam.train.stop_signals import StopSignals
 from distsam.train.trackers.jsonl import JsonlTracker
 from distsam.train.trackers.tracker import Tracker, TrackerGroup
@@ -90,14 +91,12 @@ def _train_once(config: Config, locks: list[RunLock], note: str = "") -> tuple[S
         world = open_world(config.sharding.device)
     try:
         check_same_config(config)
-        layout = agreed(lambda: build_layout(config, world))
         asked = config
-        config = recalled(asked, folder)
-        task = agreed(lambda: _find_task(config, folder, layout))
-        config = settled(config, task)
+        placing = place_run(recalled(asked, folder), world, partial(_find_task, folder))
+        config = placing.config
         # All ranks have looked at the folder: from here on it may change.
-        identity = identify(config, task)
-        run = agreed(lambda: _prepare(config, folder, task, layout, locks))
+        identity = identify(config, placing.task)
+        run = agreed(lambda: _prepare(placing, folder, locks))
         # A task of the user's own is checked as it is called: what is wrong with it is said by the key that gave it.
         with parts.TASKS.chosen(config.task).naming():
             one = _Run(
@@ -112,15 +111,16 @@ def _train_once(config: Config, locks: list[RunLock], note: str = "") -> tuple[S
         close_world()
 
 
-def _find_task(config: Config, folder: RunFolder, layout: Layout) -> Task:
+def _find_task(folder: RunFolder, config: Config, layout: Layout) -> Task:
     task = build_task(config, layout)
     check_folder(folder, config)
     return task
 
 
-def _prepare(config: Config, folder: RunFolder, task: Task, layout: Layout, locks: list[RunLock]) -> RunParts:
+def _prepare(placing: Placing, folder: RunFolder, locks: list[RunLock]) -> RunParts:
     """The parts of the run; on rank 0 the lock of its folder comes into `locks`, also if another rank has a mistake."""
-    run = build_parts(config, task, layout, folder)
+    config = placing.config
+    run = build_parts(placing.planned, placing.task, placing.layout, folder, placing.model)
     if run.rank == 0:
         for word, part in parts.TRACKERS.parts.items():
             with arguments_as_keys(word):

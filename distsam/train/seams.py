@@ -116,6 +116,7 @@ class SumSeam:
         wrongs: what to say of two parts of each seam: "rescales" gives "'das+nbar' rescales twice".
         example: a sum, for messages.
         alone: the word for none of them, if there is one.
+        of_file: the part of a word that names a file, by its suffix, if there is one.
     """
 
     def __init__(
@@ -126,7 +127,9 @@ class SumSeam:
         wrongs: Sequence[str],
         example: str,
         alone: str | None = None,
+        of_file: tuple[str, Part] | None = None,
     ) -> None:
+        self.of_file = of_file
         self.section, self.key = section, key
         self.seams, self.alone, self._wrongs, self._example = tuple(seams), alone, tuple(wrongs), example
 
@@ -141,14 +144,15 @@ class SumSeam:
         Raises:
             InputError: an unknown part, one named twice, or two of one seam.
         """
+        if self.of_file is not None and text.endswith(self.of_file[0]):
+            return (self.of_file[1],)
         words = [word.strip() for word in text.split("+")]
         known = [*([] if self.alone is None else [self.alone]), *self.parts]
         where = f"{self.section}.{self.key}: {text!r}"
         for word in words:
             if word not in known:
-                raise InputError(
-                    f"{where} is unknown; must be one of {', '.join(known)}, or a sum such as {self._example}"
-                )
+                sums = f"or a sum such as {self._example}{self._file()}"
+                raise InputError(f"{where} is unknown; must be one of {', '.join(known)}, {sums}")
         if len(set(words)) < len(words):
             raise InputError(f"{where} names a part twice; name each once")
         if self.alone in words and len(words) > 1:
@@ -157,6 +161,9 @@ class SumSeam:
             if len([word for word in words if word in seam.parts]) > 1:
                 raise InputError(f"{where} {wrong} twice; give one of {', '.join(seam.parts)}")
         return tuple(part for word, part in self.parts.items() if word in words)
+
+    def _file(self) -> str:
+        return "" if self.of_file is None else f", or a file *{self.of_file[0]}"
 
     def named(self, raw: Mapping[str, Any], default: Any) -> tuple[Part, ...]:
         """The parts that unchecked keys name; see `split` for what is raised."""
@@ -357,6 +364,7 @@ class TaskPart(Part):
         settle: (config, task) -> dotted key -> value for those that are; without collectives.
         refit: () -> dotted key -> value of a second fit, which also takes what the first has kept apart to
             choose weights by; None where there is no such fit.
+        is_routable: config -> True if the data can go to the ranks that hold their rows of a mode.
         planned: config -> dotted key -> value of a run that is planned only: one of the same shapes, whose start is not
             computed from values, and that starts no process.
     """
@@ -371,6 +379,7 @@ class TaskPart(Part):
     settles: tuple[str, ...] = ()
     settle: Callable[[Any, Any], Mapping[str, Any]] = lambda config, task: {}
     refit: Callable[[], Mapping[str, Any]] | None = None
+    is_routable: Callable[[Any], bool] = lambda config: False
     planned: Callable[[Any], Mapping[str, Any]] = lambda config: {}
 
     def naming(self) -> AbstractContextManager[None]:

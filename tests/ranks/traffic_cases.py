@@ -10,8 +10,9 @@ from torch import Tensor
 from distsam.engine import NativeEngine
 from distsam.sharding import World, local_tensor
 from distsam.sharding.collectives import rank, world_size
-from distsam.train.build import build_layout, build_parts, build_task
+from distsam.train.build import build_parts, build_task
 from distsam.train.config_file import load_config
+from distsam.train.placement import build_layout
 
 KINDS = {"_allgather_base_": "all_gather", "_reduce_scatter_base_": "reduce_scatter", "allreduce_": "all_reduce"}
 

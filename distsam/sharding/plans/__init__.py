@@ -7,6 +7,7 @@ from distsam.sharding.plan import Plan
 from distsam.sharding.plans.bond import Bond
 from distsam.sharding.plans.fsdp import Fsdp
 from distsam.sharding.plans.mode import Mode
+from distsam.sharding.plans.pinned import Pinned
 from distsam.sharding.plans.replicate import Replicate
 
 # Word -> how to build it, with its defaults.
@@ -24,4 +25,4 @@ def plan_named(name: str) -> Plan:
     return PLANS[name]()
 
 
-__all__ = ["PLANS", "Bond", "Fsdp", "Mode", "Replicate", "plan_named"]
+__all__ = ["PLANS", "Bond", "Fsdp", "Mode", "Pinned", "Replicate", "plan_named"]

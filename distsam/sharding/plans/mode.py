@@ -63,7 +63,7 @@ class Mode:
         Raises:
             ArgumentError: there is not one network, no such mode, or several cores carry it.
         """
-        name, dim = self._core(networks)
+        name, dim = self.core(networks)
         whole = self.data.place(named_shapes, axes[:-1])
         placements = tuple((n, (*dims, dim if n == name else None)) for n, dims in whole.placements)
         size, num_ranks = named_shapes[name][dim], axes[-1][1]
@@ -71,7 +71,12 @@ class Mode:
         made = ShardPlan(self.name, axes, self.data_axes, whole.shapes, placements)
         return replace(made, routed=(axes[-1][0], bounds))
 
-    def _core(self, networks: Sequence[NetworkWeights]) -> tuple[str, int]:
+    def core(self, networks: Sequence[NetworkWeights]) -> tuple[str, int]:
+        """The parameter that carries the mode, and the dim that is the mode.
+
+        Raises:
+            ArgumentError: as `place`.
+        """
         if len(networks) != 1:
             problem = f"mode: the model has {len(networks)} networks that can be cut; it divides the rows of one alone"
             raise ArgumentError("plan", problem)

@@ -1,7 +1,6 @@
 """With a routed mode a rank gets the entries of its own rows, from whatever source."""
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from distsam.tasks.task import TaskContext
 from distsam.train import parts
 from distsam.train.build import build_task
 from distsam.train.completion_auto import settle
-from distsam.train.completion_parts import num_pieces
 from distsam.train.config import Config, validate
 
 SHAPE = (9, 8, 7)
@@ -100,38 +98,7 @@ def test_a_weight_decay_by_the_rule_needs_all_entries(tmp_path: Path) -> None:
         settle(parts.FORMATS, config, task_of(config, 0))
 
 
-def test_memory_is_asked_for_the_rows_of_a_rank_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = config_of(sources(tmp_path)["coordinates"], network={"format": "cp", "bond_dim": 2})
-    rows = task_of(config, 0).row_bounds
-    # Of 9, 8 and 7 positions with a bond of 2; in float64 a parameter takes 48 bytes in training.
-    needed = 48 * 2 * (9 + 7 + max(rows[1], 8 - rows[1]))
-    monkeypatch.setattr("distsam.train.completion_parts.available_bytes", lambda: needed)
-    task_of(config, 0)
-    with pytest.raises(InputError, match="the network has 48 parameters and needs"):
-        build_task(config, Layout.alone())
-    monkeypatch.setattr("distsam.train.completion_parts.available_bytes", lambda: needed - 1)
-    with pytest.raises(InputError, match=f"this rank has {needed // 48} parameters and needs"):
-        task_of(config, 0)
-
-
 def test_a_table_given_as_a_file_is_refused_as_without_a_routed_mode(tmp_path: Path) -> None:
     config = config_of({"source": "file", "path": str(tmp_path / "table.csv")})
     with pytest.raises(InputError, match=r"set data\.source=table"):
         task_of(config, 0)
-
-
-@pytest.mark.parametrize(
-    ("plan", "world_size", "expected"),
-    [
-        ({"plan": "replicate"}, 8, 1),
-        ({"plan": "fsdp", "replicas": 2}, 8, 4),
-        ({"plan": "bond", "bond_ranks": None}, 8, 8),
-        ({"plan": "bond", "bond_ranks": 2}, 8, 2),
-        ({"plan": "bond", "bond_ranks": 2}, 1, 1),
-        ({"plan": "fsdp+bond", "bond_ranks": 2, "replicas": 2}, 8, 4),
-        ({"plan": "mode", "mode_ranks": None}, 8, 1),
-    ],
-)
-def test_a_rank_is_asked_for_the_memory_of_its_pieces(plan: dict[str, Any], world_size: int, expected: int) -> None:
-    """A network that only a cut along bonds can hold was refused for the memory of all of it."""
-    assert num_pieces(SimpleNamespace(**plan), world_size) == expected

@@ -115,7 +115,7 @@ def test_an_empty_section_takes_its_defaults(path: Path) -> None:
         ("optm.lr.x=1", "optm: unknown section; did you mean optim?"),
         ("optim.zzz=1", "optim.zzz: unknown key; known here: optim.method, "),
         ("task.kind=compleion", "task.kind: 'compleion' is not valid; must be one of completion, class"),
-        ("sharding.replicas=2", "sharding.replicas: 2 is not used by sharding.plan=replicate; it is for fsdp"),
+        ("sharding.replicas=2", "sharding.replicas: 2 is not used by sharding.plan=auto; it is for fsdp"),
     ],
 )
 def test_a_mistake_is_one_line_with_key_value_and_remedy(path: Path, override: str, message: str) -> None:

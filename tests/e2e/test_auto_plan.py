@@ -1,0 +1,70 @@
+"""sharding.plan=auto, a plan from a file, and a run that does not fit, as users meet them."""
+
+from pathlib import Path
+
+import yaml
+from command_line import assert_same_weights, invoke, on_two_ranks, run, small_config, timeless
+
+
+def test_auto_on_two_ranks_trains_as_replicate_and_a_pinned_plan_with_the_same_numbers(tmp_path: Path) -> None:
+    config, pinned = small_config(tmp_path), tmp_path / "plan.json"
+    saved = invoke("plan", config, "sharding.plan=replicate", "--world-size", 2, "--save", pinned)
+    assert saved.exit_code == 0, saved.output
+    says = {}
+    for name, plan in (("auto", None), ("copies", "replicate"), ("file", pinned)):
+        more = [] if plan is None else [f"sharding.plan={plan}"]
+        done = run(on_two_ranks("train", config, f"run.dir={tmp_path / name}", *more))
+        assert done.returncode == 0, done.stderr
+        says[name] = done.stdout.splitlines()[0]
+    assert says["auto"].endswith("; plan replicate on 2 ranks by auto")
+    assert says["copies"].endswith("; plan replicate on 2 ranks")
+    assert says["file"] == says["copies"]
+    for name in ("copies", "file"):
+        assert_same_weights(tmp_path / "auto", tmp_path / name)
+        assert timeless(tmp_path / "auto") == timeless(tmp_path / name)
+    kept = {name: yaml.safe_load((tmp_path / name / "config.yaml").read_text())["sharding"]["plan"] for name in says}
+    assert kept == {"auto": "auto", "copies": "replicate", "file": str(pinned)}
+
+
+def test_a_plan_for_other_ranks_is_refused_with_what_would_do(tmp_path: Path) -> None:
+    config, pinned = small_config(tmp_path), tmp_path / "plan.json"
+    assert invoke("plan", config, "sharding.plan=fsdp", "--world-size", 2, "--save", pinned).exit_code == 0
+    done = invoke("train", config, f"run.dir={tmp_path}/run", f"sharding.plan={pinned}")
+    assert done.exit_code == 2
+    assert done.stderr.startswith(
+        f"distsam: sharding.plan: {pinned}: made for 2 ranks (2 (shard)), and this world has 1"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_does_not_fit_is_refused_unless_it_is_to_be_tried(tmp_path: Path) -> None:
+    train = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run", "sharding.memory_gib=1e-6"]
+    done = invoke(*train)
+    assert done.exit_code == 2
+    [line] = done.stderr.splitlines()
+    assert "needs 1.98 KiB of memory on one rank to be trained by plan replicate, 588 bytes of it for" in line
+    assert "sharding.memory_gib gives 1.05 KiB; no plan fits on 1 rank" in line
+    assert not (tmp_path / "run").exists()
+    assert invoke(*train, "sharding.fits=ignore", "train.steps=2").exit_code == 0
+
+
+def test_a_plan_that_would_fit_is_named(tmp_path: Path) -> None:
+    plan = ["plan", small_config(tmp_path), "--world-size", 2, "sharding.memory_gib=1.7e-6"]
+    done = invoke(*plan, "sharding.plan=replicate")
+    assert done.exit_code == 2
+    assert "plan fsdp (2 (shard)) would fit, and sharding.plan=auto takes the fastest that does" in done.stderr
+    done = invoke(*plan)
+    assert done.exit_code == 0, done.output
+    # Of those that fit it is the fastest.
+    assert done.stdout.startswith("plan bond on a mesh of 1 (replicate) x 2 (bond)")
+    assert "  not replicate on 2 (replicate): " in done.stdout
+
+
+def test_auto_cuts_bonds_where_only_that_fits_and_resumes_alone(tmp_path: Path) -> None:
+    train = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run"]
+    done = run(on_two_ranks(*train, "sharding.memory_gib=1.2e-6"))
+    assert done.returncode == 0, done.stderr
+    assert "; plan bond on 2 ranks by auto (1 (replicate) x 2 (bond))" in done.stdout.splitlines()[0]
+    more = invoke(*train, "train.steps=25", "train.resume=auto")
+    assert more.exit_code == 0, more.output
+    assert "; plan replicate on 1 rank; resumed after step 20" in more.stdout.splitlines()[0]
