@@ -2,6 +2,7 @@
 
 from distsam.sharding.accumulate import accumulating
 from distsam.sharding.apply import place_model, shard
+from distsam.sharding.buckets import Reduction
 from distsam.sharding.layout import Layout, loss_weight_of, make_layout
 from distsam.sharding.local import is_sharded, local_tensor, placed_like
 from distsam.sharding.ownership import LocalPieces, PausedPieces, Pieces, are_finite, pausable
@@ -23,6 +24,7 @@ __all__ = [
     "Pieces",
     "Pinned",
     "Plan",
+    "Reduction",
     "Replicate",
     "ShardPlan",
     "World",

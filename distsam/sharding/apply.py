@@ -6,10 +6,11 @@ from math import prod
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import Shard
 
 from distsam.errors import ArgumentError
+from distsam.sharding.buckets import EXACT, Reduction
 from distsam.sharding.collectives import broadcast_from_first_, new_group, world_size
 from distsam.sharding.gathered import remember
 from distsam.sharding.groups import shard_groups
@@ -23,7 +24,12 @@ from distsam.tensornet import as_network
 
 
 def shard(
-    model: nn.Module, mesh: DeviceMesh | None, plan: str | ShardPlan = "fsdp", *, draws: bool = True
+    model: nn.Module,
+    mesh: DeviceMesh | None,
+    plan: str | ShardPlan = "fsdp",
+    *,
+    draws: bool = True,
+    reduction: Reduction = EXACT,
 ) -> nn.Module:
     """Place `model` on `mesh` by `plan`, in place; every rank then starts from rank 0's weights.
 
@@ -42,6 +48,7 @@ def shard(
             the same data, or a ShardPlan made for this mesh and model. By name, parameters that are frozen
             (requires_grad=False) stay whole on every rank.
         draws: False leaves zeros in deferred networks, for whoever loads a checkpoint next.
+        reduction: the dtype that gradients travel in, and the size of their messages.
 
     Returns:
         The same module.
@@ -57,7 +64,7 @@ def shard(
         still to be drawn, once, and a new process group where "fsdp" leaves parameters
         whole or an axis is no data axis. Afterwards per pass: "fsdp" one all-gather per call of a network forward, one
         all-gather and one reduce-scatter backward (and one all-reduce with two data axes); whole parameters one
-        all-reduce per 25 MiB backward; cores cut along bonds those of `CutCores`. Every rank calls it.
+        all-reduce per bucket of `reduction` backward; cores cut along bonds those of `CutCores`. Every rank calls it.
 
     Raises:
         ArgumentError: a plan that the mesh or the model cannot serve, or one made for another mesh or model; under
@@ -77,7 +84,7 @@ def shard(
     assert isinstance(found, ShardPlan)
     _check_made_for(found, mesh, shapes)
     broadcast_from_first_([*(p.detach() for p in model.parameters() if not p.is_meta), *model.buffers()])
-    _apply(model, mesh, found)
+    _apply(model, mesh, found, reduction)
     names = {id(p): name for name, p in model.named_parameters()}
     draw_pieces(deferred if draws else [], found, names, coordinate_on(mesh, found.axes))
     remember_loss_weight(model.parameters(), mesh, found.axes, found.data_axes)
@@ -151,7 +158,7 @@ def _check_gathered(plan: ShardPlan, name: str, dims: tuple[int | None, ...]) ->
         raise ArgumentError("plan", problem)
 
 
-def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> None:
+def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan, reduction: Reduction) -> None:
     gathered = {name: _gathered_dim(plan, dims) for name, dims in plan.placements}
     routed = set[str]() if plan.routed is None else set(plan.parameters_cut_by(plan.routed[0]))
     if plan.piece_axes:
@@ -162,16 +169,17 @@ def _apply(model: nn.Module, mesh: DeviceMesh, plan: ShardPlan) -> None:
     if is_gathered:
         is_all = set(plan.gathered_axes) == {name for name, _ in plan.axes}
         data_mesh = mesh if is_all else mesh[plan.gathered_axes]
-        _shard_modules(model, data_mesh, dims, {p for p in params.values() if dims[id(p)] is None})
+        whole = {p for p in params.values() if dims[id(p)] is None}
+        _shard_modules(model, data_mesh, dims, whole, MixedPrecisionPolicy(reduce_dtype=reduction.dtype))
     make_room(model)
     params = dict(model.named_parameters())
     if is_gathered:
         remember(model)
     # The gradients of these differ between data ranks, and are averaged; those of the others FSDP2 reduces.
     alike = [p for name, p in params.items() if gathered[name] is None and name not in routed]
-    _average(alike, mesh, plan, plan.data_axes, beside_fsdp=is_gathered)
+    _average(alike, mesh, plan, plan.data_axes, reduction, beside_fsdp=is_gathered)
     # Each rank's rows have their whole gradient; copies of them differ in the rest of the data axes.
-    _average([params[name] for name in routed], mesh, plan, plan.gathered_axes, beside_fsdp=False)
+    _average([params[name] for name in routed], mesh, plan, plan.gathered_axes, reduction)
 
 
 def _gathered_dim(plan: ShardPlan, dims: tuple[int | None, ...]) -> int | None:
@@ -183,20 +191,31 @@ def _gathered_dim(plan: ShardPlan, dims: tuple[int | None, ...]) -> int | None:
 
 
 def _average(
-    params: list[nn.Parameter], mesh: DeviceMesh, plan: ShardPlan, axes: tuple[str, ...], beside_fsdp: bool
+    params: list[nn.Parameter],
+    mesh: DeviceMesh,
+    plan: ShardPlan,
+    axes: tuple[str, ...],
+    reduction: Reduction,
+    beside_fsdp: bool = False,
 ) -> None:
     """Have gradients averaged over the ranks along `axes`, if there are several."""
     names = [name for name, _ in plan.axes]
     if not params or prod(size for name, size in plan.axes if name in axes) == 1:
         return
     if set(axes) < set(names):
-        GradientAverager(params, new_group(ranks_along(mesh, names, axes)))
+        GradientAverager(params, new_group(ranks_along(mesh, names, axes)), reduction)
     else:
         # FSDP2 reduces in the same backward: a group of our own keeps the two orders apart.
-        GradientAverager(params, new_group() if beside_fsdp else None)
+        GradientAverager(params, new_group() if beside_fsdp else None, reduction)
 
 
-def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | None], whole: set[nn.Parameter]) -> None:
+def _shard_modules(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    dims: dict[int, int | None],
+    whole: set[nn.Parameter],
+    precision: MixedPrecisionPolicy,
+) -> None:
     def placement(param: nn.Parameter) -> Shard:
         dim = dims[id(param)]
         assert dim is not None
@@ -206,7 +225,14 @@ def _shard_modules(model: nn.Module, mesh: DeviceMesh, dims: dict[int, int | Non
         # Always reshard after forward: an evaluation that leaves whole weights behind would make the next
         # forward skip its all-gather, and with it a perturbation of the shards.
         module = group.module
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, shard_placement_fn=placement, ignored_params=whole)
+        fully_shard(
+            module,
+            mesh=mesh,
+            reshard_after_forward=True,
+            shard_placement_fn=placement,
+            mp_policy=precision,
+            ignored_params=whole,
+        )
         network = as_network(module)
         for method in () if network is None else network.entry_points:
             register_fsdp_forward_method(module, method)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from distsam.sharding.buckets import SMALL_BYTES, bucketed
+from distsam.sharding.buckets import EXACT, SMALL_BYTES, Reduction, bucketed
 from distsam.sharding.plan import ShardPlan, coordinate_of
 from distsam.sharding.traffic import ALL_GATHER, ALL_REDUCE, REDUCE_SCATTER, Collective
 
@@ -54,10 +54,12 @@ class StepForm:
     Args:
         vectors: for each pass over the batch, how many float64 numbers the ranks add up behind it; SAM has two passes.
         accumulate: micro-batches of a pass.
+        reduction: how gradients are added up.
     """
 
     vectors: tuple[int, ...]
     accumulate: int = 1
+    reduction: Reduction = EXACT
 
     @property
     def num_passes(self) -> int:
@@ -125,45 +127,52 @@ def collectives_of(weights: Weights, plan: ShardPlan, step: StepForm, rank: int 
     alike = {name: size for name, size in sizes.items() if name not in gathered | rows}
     groups = [[name for name in group if name in gathered] for group in weights.groups]
     copies = prod(dict(plan.axes)[axis] for axis in plan.gathered_axes)
-    travels_along = _is_small_and_whole(weights, plan)
+    travels_along = step.reduction.dtype is None and _is_small_and_whole(weights, plan)
     # Where all ranks see the same data there is nothing to average.
     has_averages = prod(_data_sizes(plan)) > 1
     found: list[Collective] = []
     for length in step.vectors:
         for group in filter(None, groups):
-            piece_bytes = sum(sizes[name] * weights.itemsizes[name] for name in group)
-            found += _of_group(plan, piece_bytes, step.accumulate)
+            found += _of_group(plan, {name: sizes[name] for name in group}, weights, step)
         if has_averages:
-            found += _averages(weights, alike, prod(_data_sizes(plan)), 2 if travels_along else 0)
+            found += _averages(weights, alike, prod(_data_sizes(plan)), step.reduction, 2 if travels_along else 0)
         if rows and copies > 1:
-            found += _averages(weights, {name: sizes[name] for name in rows}, copies, 0)
+            found += _averages(weights, {name: sizes[name] for name in rows}, copies, step.reduction)
         if not travels_along:
             found.append(Collective(ALL_REDUCE, length * _FLOAT64_BYTES, prod(plan.mesh_shape)))
     return tuple(found)
 
 
-def _of_group(plan: ShardPlan, piece_bytes: int, accumulate: int) -> Iterator[Collective]:
+def _of_group(plan: ShardPlan, sizes: Mapping[str, int], weights: Weights, step: StepForm) -> Iterator[Collective]:
     """Each micro-batch gathers the weights for its forward and again for its backward; gradients are reduced once."""
     *others, num_shards = _data_sizes(plan)
-    yield from [Collective(ALL_GATHER, num_shards * piece_bytes, num_shards)] * (2 * accumulate)
-    yield Collective(REDUCE_SCATTER, num_shards * piece_bytes, num_shards)
+    piece_bytes = sum(size * weights.itemsizes[name] for name, size in sizes.items())
+    yield from [Collective(ALL_GATHER, num_shards * piece_bytes, num_shards)] * (2 * step.accumulate)
+    sent_bytes = sum(size * step.reduction.itemsize(weights.itemsizes[name]) for name, size in sizes.items())
+    yield Collective(REDUCE_SCATTER, num_shards * sent_bytes, num_shards)
     if others:
-        yield Collective(ALL_REDUCE, piece_bytes, prod(others))
+        yield Collective(ALL_REDUCE, sent_bytes, prod(others))
 
 
-def _averages(weights: Weights, sizes: Mapping[str, int], num_ranks: int, num_more: int) -> Iterator[Collective]:
+def _averages(
+    weights: Weights, sizes: Mapping[str, int], num_ranks: int, reduction: Reduction, num_more: int = 0
+) -> Iterator[Collective]:
     """Gradients of the parameters that FSDP2 leaves alone: summed in buckets, with a count each and `num_more`.
 
     Args:
         sizes: parameter -> elements.
         num_ranks: that average them.
+        reduction: of the step.
+        num_more: numbers that travel behind them.
     """
     names = list(sizes)[::-1]  # backward reaches the last ones first
-    for bucket in bucketed((sizes[name] * weights.itemsizes[name], weights.itemsizes[name]) for name in names):
+    sent = {name: reduction.itemsize(weights.itemsizes[name]) for name in names}
+    in_bytes = ((sizes[name] * sent[name], weights.itemsizes[name]) for name in names)
+    for bucket in bucketed(in_bytes, num_ranks, reduction.link):
         active = [names[i] for i in bucket if names[i] in weights.trained]
         if active or num_more:
             num_numbers = sum(sizes[name] for name in active) + len(active) + num_more
-            yield Collective(ALL_REDUCE, num_numbers * weights.itemsizes[names[bucket[0]]], num_ranks)
+            yield Collective(ALL_REDUCE, num_numbers * sent[names[bucket[0]]], num_ranks)
 
 
 def _is_small_and_whole(weights: Weights, plan: ShardPlan) -> bool:

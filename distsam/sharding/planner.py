@@ -11,7 +11,7 @@ from math import prod
 
 from distsam.environment import in_units
 from distsam.errors import ArgumentError
-from distsam.sharding.buckets import BUCKET_BYTES, SMALL_BYTES
+from distsam.sharding.buckets import SMALL_BYTES
 from distsam.sharding.candidates import Candidate, candidates
 from distsam.sharding.cost import State, StepForm, Weights, collectives_of, is_gathered, memory_of, piece_shape
 from distsam.sharding.network_cost import FLOPS_PER_MULTIPLY_ADD, NetworkUse, work_of
@@ -186,7 +186,8 @@ def held_bytes(plan: ShardPlan, training: Training, rank: int = 0) -> dict[str, 
     # Cut by an axis that is no data axis too, only a part of it is gathered.
     share = prod(size for name, size in plan.axes if name in plan.contracted_axes)
     averaged = [name for name in weights.trained if not is_gathered(plan, name)]
-    buffer = sum(prod(piece_shape(plan, name, rank)) * weights.itemsizes[name] for name in averaged)
+    sent = training.step.reduction.itemsize
+    buffer = sum(prod(piece_shape(plan, name, rank)) * sent(weights.itemsizes[name]) for name in averaged)
     return {
         "weights": memory.cores + memory.other_parameters,
         "gradients": memory.gradients,
@@ -195,7 +196,7 @@ def held_bytes(plan: ShardPlan, training: Training, rank: int = 0) -> dict[str, 
         "the copy of the best weights": own,
         # Weights that are gathered, and their gradients before they are scattered.
         "gathered weights": 2 * max(in_groups, default=0) // share,
-        "messages": min(BUCKET_BYTES, buffer) if plan.num_ranks > 1 else 0,
+        "messages": buffer if plan.num_ranks > 1 else 0,
     }
 
 

@@ -15,7 +15,7 @@ from torch.autograd import Variable
 from torch.distributed import ProcessGroup
 from torch.utils.weak import WeakIdKeyDictionary
 
-from distsam.sharding.buckets import SMALL_BYTES, bucketed
+from distsam.sharding.buckets import EXACT, SMALL_BYTES, Reduction, bucketed
 from distsam.sharding.collectives import start_all_reduce_sum_, world_size
 from distsam.sharding.local import local_tensor, placed_like
 
@@ -44,20 +44,23 @@ class GradientAverager:
             order on every rank.
         group: the ranks whose gradients differ, those along the data axes; None is the world. Where FSDP2 reduces in
             the same backward it must be another group than FSDP2's: ranks may start the two in different orders.
+        reduction: the dtype and the size of messages.
 
     Attributes:
         is_paused: True while backwards only add up this rank's gradients (`accumulating`).
 
-    Collectives: per backward one asynchronous all_reduce(sum) per bucket of at most 25 MiB, started as soon as
+    Collectives: per backward one asynchronous all_reduce(sum) per bucket (`bucketed`), started as soon as
         the bucket's gradients are there and always in the same order; every rank must run the backward. A rank whose
         backward reached none of the parameters takes part in `complete`.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], group: ProcessGroup | None = None) -> None:
-        # Backward reaches the last layers first: their bucket goes first.
-        self._buckets = _fill_buckets([p for p in reversed(params) if p.is_floating_point() or p.is_complex()])
-        self._group = group
+    def __init__(
+        self, params: Sequence[nn.Parameter], group: ProcessGroup | None = None, reduction: Reduction = EXACT
+    ) -> None:
+        self._group, self._reduction = group, reduction
         self._num_ranks = world_size(group)
+        # Backward reaches the last layers first: their bucket goes first.
+        self._buckets = self._fill_buckets([p for p in reversed(params) if p.is_floating_point() or p.is_complex()])
         self.is_paused = False
         self._next = 0
         self._backward: int | None = None
@@ -77,7 +80,7 @@ class GradientAverager:
     @property
     def is_small(self) -> bool:
         """True if all gradients fit one small message of float32 or float64 to the whole world."""
-        if len(self._buckets) != 1 or self._num_ranks != world_size():
+        if len(self._buckets) != 1 or self._num_ranks != world_size() or self._reduction.dtype is not None:
             return False
         first = self._buckets[0].params[0]
         num_bytes = sum(local_tensor(p).numel() for p in self._buckets[0].params) * first.element_size()
@@ -116,6 +119,12 @@ class GradientAverager:
         self._finish()
         self._companions, self._has_averaged = None, False
         return self._sums
+
+    def _fill_buckets(self, params: Sequence[nn.Parameter]) -> list[_Bucket]:
+        itemsize = self._reduction.itemsize
+        sizes = [(local_tensor(p).numel() * itemsize(p.element_size()), (p.dtype, p.device)) for p in params]
+        found = bucketed(sizes, self._num_ranks, self._reduction.link)
+        return [_Bucket([params[position] for position in bucket]) for bucket in found]
 
     def _on_gradient(self, bucket: _Bucket) -> Callable[[Tensor], None]:
         def hook(param: Tensor) -> None:
@@ -162,6 +171,8 @@ class GradientAverager:
         bucket.buffer = torch.cat([*(g.reshape(-1) for g in grads), counts, companions])
         # Before the sum, which float16 might not hold.
         bucket.buffer[: len(bucket.buffer) - len(counts) - len(companions)].div_(self._num_ranks)
+        if self._reduction.dtype is not None:
+            bucket.buffer = bucket.buffer.to(self._reduction.dtype)
         bucket.wait = start_all_reduce_sum_(bucket.buffer, self._group)
 
     @torch.no_grad()
@@ -213,8 +224,3 @@ def _take(params: Sequence[nn.Parameter], buffer: Tensor) -> Tensor:
     if kept:
         torch._foreach_copy_([g for g, _ in kept], [mean for _, mean in kept])
     return sums.clone()  # not a view, which would keep the memory of all gradients
-
-
-def _fill_buckets(params: Sequence[nn.Parameter]) -> list[_Bucket]:
-    sizes = [(local_tensor(p).numel() * p.element_size(), (p.dtype, p.device)) for p in params]
-    return [_Bucket([params[position] for position in bucket]) for bucket in bucketed(sizes)]

@@ -89,6 +89,9 @@ class ShardingKeys(Section):
     link: Literal["auto", "nvlink", "infiniband", "ethernet", "loopback"] = Field(
         default="auto", description="What joins the ranks, for plan=auto; auto: by device and number of machines."
     )
+    reduce_dtype: Literal["bf16"] | None = Field(
+        default=None, description="Type that gradients travel in between ranks; null: their own; bf16: half the bytes."
+    )
     fits: Literal["check", "ignore"] = Field(
         default="check", description="check: refuse a run that needs more memory than a rank has; ignore: try it."
     )
@@ -257,15 +260,14 @@ def unused_keys(config: Config) -> Iterator[str]:
     """One line for each key that was given a value and that the chosen parts do not use."""
     for name, form in section_forms(config.model_dump()).items():
         yield from form.unused(getattr(config, name))
-    if parts.ENGINES.chosen(config.engine).plan is not None and config.sharding.plan != _default_plan():
-        yield (
-            f"sharding.plan: {config.sharding.plan} is not used by engine.kind={config.engine.kind}, which puts "
-            "weights in their places itself; it can stay as it is"
-        )
-
-
-def _default_plan() -> Any:
-    return ShardingKeys.model_fields["plan"].default
+    if parts.ENGINES.chosen(config.engine).plan is not None:
+        for key in ("plan", "reduce_dtype"):
+            value = getattr(config.sharding, key)
+            if value != ShardingKeys.model_fields[key].default:
+                yield (
+                    f"sharding.{key}: {value} is not used by engine.kind={config.engine.kind}, which puts weights in "
+                    "their places and adds up gradients itself; it can stay as it is"
+                )
 
 
 def _check_schedules(config: Config) -> None:

@@ -22,11 +22,12 @@ from distsam.engine import NativeEngine
 from distsam.errors import InputError
 from distsam.runs.folder import RunFolder
 from distsam.sharding import Layout, ShardPlan, World
+from distsam.sharding.buckets import Reduction
 from distsam.sharding.cost import Memory, State, StepForm, Weights, is_gathered
 from distsam.sharding.fake_world import fake_world
 from distsam.sharding.groups import shard_groups
 from distsam.sharding.planner import Machine
-from distsam.sharding.traffic import LINKS
+from distsam.sharding.traffic import Link
 from distsam.tasks.task import Task
 from distsam.tensornet import core_networks
 from distsam.train import parts
@@ -39,10 +40,10 @@ from distsam.train.build import (
 )
 from distsam.train.config import Config
 from distsam.train.fits import check_fits
-from distsam.train.forecast import Forecast, extrapolate
+from distsam.train.forecast import Forecast, extrapolate, link_for
 from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.ledger import Ledger, Use
-from distsam.train.placement import build_layout, build_plan, place_weights, placement_of, row_bounds
+from distsam.train.placement import build_layout, build_plan, place_weights, placement_of, reduction_of, row_bounds
 from distsam.train.placing import as_copies, wants_plan
 from distsam.train.planning import FLOPS_PER_S, choose, chosen_keys, planned_machine
 from distsam.train.settled import recalled, settled, with_values
@@ -63,8 +64,8 @@ def dry_run(config: Config, world_size: int, rank: int = 0, machine: Machine | N
     Args:
         config: of the run.
         world_size, rank: of how many, and which.
-        machine: what each rank would compute with; InfiniBand, 10^13 operations a second and the memory that the
-            config gives, or this machine has, when None.
+        machine: what each rank would compute with; when None the config's link, or InfiniBand, 10^13 operations a
+            second and the memory that the config gives, or this machine has.
 
     Raises:
         InputError: something in the config cannot be used, the plan cannot serve so many ranks, there is no such rank,
@@ -74,7 +75,7 @@ def dry_run(config: Config, world_size: int, rank: int = 0, machine: Machine | N
     config = recalled(config, RunFolder(Path(config.run.dir)))
     strengths = {f"optim.{key}": 1.0 for key in auto_rules(config)}  # any above 0: they change no shape
     config = with_values(config, {**parts.TASKS.chosen(config.task).planned(config), **strengths})
-    machine = machine or planned_machine(config, LINKS["infiniband"], FLOPS_PER_S["cuda"])
+    machine = machine or planned_machine(config, link_for(config), FLOPS_PER_S["cuda"])
     reasons = ""
     if wants_plan(config, world_size):
         config, reasons = _planned(config, world_size, machine)
@@ -83,9 +84,9 @@ def dry_run(config: Config, world_size: int, rank: int = 0, machine: Machine | N
     config = settled(config, task)
     placed = _placed_without_ranks(config, task, seen, machine)
     if world_size <= MOST_SIMULATED:
-        found = simulate(config, task, world_size, rank)
+        found = simulate(config, task, world_size, rank, machine.link)
     else:
-        found = extrapolate(_largest_simulation(config, task, rank), placed, rank)
+        found = extrapolate(_largest_simulation(config, task, rank, machine.link), placed, rank)
     return replace(found, reasons=tuple(reasons.splitlines()))
 
 
@@ -109,7 +110,7 @@ def _planned(config: Config, world_size: int, machine: Machine) -> tuple[Config,
     return with_values(config, chosen_keys(choice)), choice.describe()
 
 
-def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast:
+def simulate(config: Config, task: Task, world_size: int, rank: int, link: Link) -> Forecast:
     """Run a step on fake tensors in a fake world; the batch is that of `task`."""
     count = config.train.accumulate
     # Before tensors are fake: data are read as they are.
@@ -120,10 +121,10 @@ def simulate(config: Config, task: Task, world_size: int, rank: int) -> Forecast
         with _spoken_for(config), FakeTensorMode(allow_non_fake_inputs=True) as mode, ledger.watching():
             model = build_model(config, task, defers=True)
             weights = weights_of(config, model, layout)
-            plan = place_weights(config, task, model, layout, draws=False)
+            plan = place_weights(config, task, model, layout, draws=False, link=link)
             run = assemble_parts(config, task, layout, model, plan, {}, {})
             fake = (tree_map_only(Tensor, mode.from_tensor, batch) for batch in batches)
-            return measure_step(run, weights, fake, ledger)
+            return measure_step(run, weights, fake, ledger, reduction_of(config, link))
 
 
 def _check(config: Config, world_size: int, rank: int) -> None:
@@ -145,12 +146,12 @@ def _placed_without_ranks(config: Config, task: Task, layout: Layout, machine: M
         return placed
 
 
-def _largest_simulation(config: Config, task: Task, rank: int) -> Forecast:
+def _largest_simulation(config: Config, task: Task, rank: int, link: Link) -> Forecast:
     """A step in the largest world that the plan can serve of 1,024, 512, ... ranks."""
     num_ranks = MOST_SIMULATED
     while True:
         try:
-            return simulate(config, task, num_ranks, rank % num_ranks)
+            return simulate(config, task, num_ranks, rank % num_ranks, link)
         except InputError:
             if num_ranks == 1:
                 raise
@@ -171,13 +172,16 @@ def weights_of(config: Config, model: nn.Module, layout: Layout) -> Weights:
     )
 
 
-def measure_step(run: RunParts, weights: Weights, batches: Iterator[Sequence[Any]], ledger: Ledger) -> Forecast:
+def measure_step(
+    run: RunParts, weights: Weights, batches: Iterator[Sequence[Any]], ledger: Ledger, reduction: Reduction
+) -> Forecast:
     """What the second step of `run` takes; the first one makes the optimizer's state.
 
     Args:
         weights: of the model.
         batches: the micro-batches of each of the two steps.
         ledger: watching since before the model was built.
+        reduction: how gradients are added up.
     """
     engine = run.engine
     assert isinstance(engine, NativeEngine)
@@ -202,7 +206,7 @@ def measure_step(run: RunParts, weights: Weights, batches: Iterator[Sequence[Any
         rank=run.rank,
         plan=run.plan,
         weights=weights,
-        step=StepForm(_vectors(run, engine, num_passes), count),
+        step=StepForm(_vectors(run, engine, num_passes), count, reduction),
         state=_state_of(engine, weights),
         num_trained=run.num_trained,
         memory=Memory(

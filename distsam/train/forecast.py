@@ -85,7 +85,7 @@ def _inside_networks(
         yield replace(call, num_ranks=sizes.get(call.num_ranks, call.num_ranks))
 
 
-def link_for(config: Config, word: str | None) -> Link:
+def link_for(config: Config, word: str | None = None) -> Link:
     """The speeds that `distsam plan --link` means by `word`; without one those of the config, InfiniBand's for auto.
 
     Raises:

@@ -1,12 +1,17 @@
 """The plan of a config, its ranks on their axes, and where it puts the weights of a model."""
 
+import torch
 from torch import nn
 
+from distsam.environment import processes_here
 from distsam.sharding import Layout, Plan, ShardPlan, World, make_layout, place_model, shard
+from distsam.sharding.buckets import Reduction
+from distsam.sharding.traffic import LINKS, Link
 from distsam.tasks.task import Task
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.keys_of_arguments import arguments_as_keys
+from distsam.train.seams import AUTO
 
 
 def build_plan(config: Config, bounds: tuple[int, ...] | None = None) -> Plan:
@@ -48,11 +53,14 @@ def build_layout(config: Config, world: World) -> Layout:
         return make_layout(world, build_plan(config))
 
 
-def place_weights(config: Config, task: Task, model: nn.Module, layout: Layout, *, draws: bool) -> ShardPlan:
+def place_weights(
+    config: Config, task: Task, model: nn.Module, layout: Layout, *, draws: bool, link: Link | None = None
+) -> ShardPlan:
     """Where the weights live; they are there now, unless the engine puts them there.
 
     Args:
         draws: deferred networks get their numbers, else zeros.
+        link: between the ranks; that of this run when None.
 
     Collectives: those of `shard`; every rank calls it.
 
@@ -62,7 +70,8 @@ def place_weights(config: Config, task: Task, model: nn.Module, layout: Layout, 
     plan = placement_of(config, model, layout, row_bounds(task))
     if parts.ENGINES.chosen(config.engine).plan is None:
         with arguments_as_keys("sharding"):
-            shard(model, layout.mesh, plan, draws=draws)
+            reduction = reduction_of(config, link or link_of(config, layout.world.device, layout.world.world_size))
+            shard(model, layout.mesh, plan, draws=draws, reduction=reduction)
     return plan
 
 
@@ -83,6 +92,30 @@ def placement_of(config: Config, model: nn.Module, layout: Layout, bounds: tuple
             shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
             return build_plan(config).place(shapes, layout.axes)
         return place_model(build_plan(config, bounds), model, layout.axes)
+
+
+def reduction_of(config: Config, link: Link) -> Reduction:
+    """How gradients are added up over the ranks."""
+    return Reduction(None if config.sharding.reduce_dtype is None else torch.bfloat16, link)
+
+
+def link_of(config: Config, device: torch.device, world_size: int) -> Link:
+    """What joins the ranks: sharding.link, else by their device and whether they are on one machine.
+
+    Args:
+        config: of the run.
+        device: of this rank.
+        world_size: number of ranks.
+    """
+    if config.sharding.link != AUTO:
+        return LINKS[config.sharding.link]
+    words = {
+        ("cuda", False): "nvlink",
+        ("cuda", True): "infiniband",
+        ("cpu", False): "loopback",
+        ("cpu", True): "ethernet",
+    }
+    return LINKS[words[device.type, processes_here() < world_size]]
 
 
 def row_bounds(task: Task) -> tuple[int, ...] | None:

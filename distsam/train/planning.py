@@ -8,20 +8,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._pytree import tree_leaves
 
-from distsam.environment import available_bytes, processes_here
+from distsam.environment import available_bytes
 from distsam.errors import ArgumentError
 from distsam.sharding.cost import State, StepForm, Weights
 from distsam.sharding.groups import shard_groups
 from distsam.sharding.network_cost import NetworkUse
 from distsam.sharding.pieces import network_weights
 from distsam.sharding.planner import Choice, Machine, Training, choose_plan, is_worth_cutting
-from distsam.sharding.traffic import LINKS, Link
+from distsam.sharding.traffic import Link
 from distsam.tasks.task import Task
 from distsam.tensornet import core_networks
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.network_uses import seen_uses
-from distsam.train.seams import AUTO
+from distsam.train.placement import link_of, reduction_of
 
 # Operations a second, in round figures: of a GPU in float32, and of the CPU thread that `tensornet.cost` was measured
 # on.
@@ -52,10 +52,10 @@ def choose(
     """
     times = len(pieces) * world_size
     lengths = [len(leaf) for leaf in tree_leaves(pieces[0]) if isinstance(leaf, Tensor) and leaf.dim()]
-    found = training_of(config, model, times * max(lengths, default=1))
+    found = training_of(config, model, times * max(lengths, default=1), machine.link)
     if is_worth_cutting(found, world_size, machine):
         uses = seen_uses(task, model, pieces[0], times=times, device=device, mode=mode)
-        found = training_of(config, model, found.batch, uses)
+        found = training_of(config, model, found.batch, machine.link, uses)
     return choose_plan(found, world_size, machine)
 
 
@@ -65,13 +65,16 @@ def chosen_keys(choice: Choice) -> dict[str, Any]:
     return {"sharding.plan": candidate.kind, **{f"sharding.{key}": value for key, value in candidate.keys}}
 
 
-def training_of(config: Config, model: nn.Module, batch: int, uses: tuple[NetworkUse, ...] = ()) -> Training:
+def training_of(
+    config: Config, model: nn.Module, batch: int, link: Link, uses: tuple[NetworkUse, ...] = ()
+) -> Training:
     """What the planner knows of the run.
 
     Args:
         config: of the run.
         model: whole.
         batch: examples of a step, of all ranks together.
+        link: between the ranks.
         uses: of the model's networks.
     """
     named = dict(model.named_parameters())
@@ -91,7 +94,11 @@ def training_of(config: Config, model: nn.Module, batch: int, uses: tuple[Networ
         networks=network_weights(model),
         uses=uses,
         state=_state_of(config),
-        step=StepForm((len(trained) + 2 + len(cores),) * _num_passes(config), config.train.accumulate),
+        step=StepForm(
+            (len(trained) + 2 + len(cores),) * _num_passes(config),
+            config.train.accumulate,
+            reduction_of(config, link),
+        ),
         batch=batch,
         is_routable=parts.TASKS.chosen(config.task).is_routable(config),
         no_fsdp=problem,
@@ -107,10 +114,9 @@ def machine_of(config: Config, device: torch.device, model: nn.Module, world_siz
         model: already in memory, as far as it has numbers.
         world_size: number of ranks.
     """
-    word = config.sharding.link
     return Machine(
         memory_of(config, device, model),
-        LINKS[word] if word != AUTO else _link(device, processes_here() < world_size),
+        link_of(config, device, world_size),
         FLOPS_PER_S.get(device.type, FLOPS_PER_S["cuda"]),
     )
 
@@ -134,16 +140,6 @@ def memory_of(config: Config, device: torch.device, model: nn.Module | None = No
         return torch.cuda.mem_get_info(device)[1]
     there = [] if model is None else [p for p in model.parameters() if not p.is_meta]
     return available_bytes() + sum(p.numel() * p.element_size() for p in there)
-
-
-def _link(device: torch.device, is_on_several_machines: bool) -> Link:
-    words = {
-        ("cuda", False): "nvlink",
-        ("cuda", True): "infiniband",
-        ("cpu", False): "loopback",
-        ("cpu", True): "ethernet",
-    }
-    return LINKS[words[device.type, is_on_several_machines]]
 
 
 def _groups(model: nn.Module) -> tuple[tuple[tuple[str, ...], ...], str]:

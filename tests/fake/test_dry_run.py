@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from distsam.errors import InputError
 from distsam.sharding import Layout
+from distsam.sharding.buckets import EXACT
 from distsam.sharding.cost import collectives_of, empty_pieces, memory_of
 from distsam.sharding.fake_world import fake_world
 from distsam.train.build import build_parts, build_task
@@ -77,6 +78,7 @@ def test_formulas_equal_the_step_that_was_run(tmp_path: Path, plan: str, world_s
         ("optim.method=sam+das", "optim.alpha=auto", "optim.rho=auto", "optim.base=sgd", "optim.momentum=0.9"),
         ("optim.scope=core", "train.precision=float64", "train.log_every=1"),
         ("train.precision=bf16", "network.init=data"),
+        ("sharding.reduce_dtype=bf16", "sharding.replicas=16", "train.accumulate=2"),
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -103,7 +105,7 @@ def test_a_step_on_fake_tensors_holds_and_does_what_a_real_one_does(name: str) -
         run = build_parts(given, task, layout)
         # Copies, whose memory is of torch and not of numpy.
         copies = (tree_map_only(torch.Tensor, torch.clone, batch) for batch in batches)
-        real = measure_step(run, weights_of(given, run.model, layout), copies, ledger)
+        real = measure_step(run, weights_of(given, run.model, layout), copies, ledger, EXACT)
     fake = dry_run(given, 1)
     assert (fake.memory, fake.activations, fake.peak) == (real.memory, real.activations, real.peak)
     assert (fake.flops, fake.sam_flops) == (real.flops, real.sam_flops)

@@ -11,7 +11,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 import distsam
 from distsam.balance import Meter
-from distsam.sharding import Fsdp, LocalPieces, ShardPlan, buckets, make_layout, replicate
+from distsam.sharding import Fsdp, LocalPieces, Reduction, ShardPlan, buckets, make_layout, replicate
 from distsam.sharding.collectives import rank, world_size
 
 
@@ -70,6 +70,34 @@ def average_halves(value: float) -> list[float]:
     assert averager is not None
     assert param.grad is not None
     return param.grad.tolist()
+
+
+def error_of_a_bfloat16_mean(plan: str) -> tuple[float, float]:
+    """Of a network's gradient elements: the largest error as a share of what rounding allows, and the largest error."""
+    size = world_size()
+
+    def gradients(model: nn.Module, turns: list[int]) -> list[np.ndarray]:
+        for turn in turns:
+            indices = torch.randint(0, 12, (50, 3), generator=torch.Generator().manual_seed(turn))
+            (model.at(indices) * torch.arange(50.0)).sum().backward()
+        return [full(p.grad) for p in model.parameters() if p.grad is not None]
+
+    def network() -> Any:
+        return distsam.TensorNetwork(distsam.tt((12, 12, 12), 8), generator=torch.Generator().manual_seed(0))
+
+    by_rank = [gradients(network(), [turn]) for turn in range(size)]
+    model = network()
+    reduction = Reduction(torch.bfloat16)
+    distsam.shard(model, make_layout(this_world(), plan_of(plan)).mesh, plan, reduction=reduction)
+    ratios, errors = [0.0], [0.0]
+    for got, *parts in zip(gradients(model, [rank()]), *by_rank, strict=True):
+        error = np.abs(got - np.mean(parts, axis=0))
+        # What is rounded to 8 bits: each rank's part, each sum, and the mean where it is divided last. 2^-20 is of the
+        # float32 with which this reference and FSDP2's padding compute.
+        bound = ((1 + 2.0**-8) ** (size + 1) - 1 + 2.0**-20) * np.mean(np.abs(parts), axis=0)
+        ratios.append(float((error[bound > 0] / bound[bound > 0]).max()))
+        errors.append(float(error.max()))
+    return max(ratios), max(errors)
 
 
 def gradient_placed_otherwise() -> tuple[list[list[float]], list[str], float]:

@@ -63,7 +63,7 @@ def config(folder: Path, text: str) -> Path:
 def test_a_step_on_two_ranks_sends_and_holds_what_was_predicted(
     two_ranks: RankPool, tmp_path: Path, text: str, overrides: list[str]
 ) -> None:
-    path = config(tmp_path, text)
+    path, overrides = config(tmp_path, text), [*overrides, "sharding.link=loopback"]
     assert two_ranks.run(measure_second_step, str(path), overrides) == predicted(path, overrides, 2)
 
 
@@ -74,6 +74,11 @@ def test_a_step_on_two_ranks_sends_and_holds_what_was_predicted(
         (LARGE, ["sharding.plan=fsdp"]),
         (LARGE, ["sharding.plan=fsdp", "sharding.replicas=2"]),
         (LARGE, ["sharding.plan=fsdp+bond", "sharding.bond_ranks=2"]),
+        # Two messages of gradients.
+        (LARGE, ["sharding.plan=replicate", "train.precision=float64"]),
+        (SMALL, ["sharding.plan=replicate", "sharding.reduce_dtype=bf16"]),
+        (LARGE, ["sharding.plan=fsdp+bond", "sharding.bond_ranks=2", "sharding.reduce_dtype=bf16"]),
+        (LARGE, ["sharding.plan=fsdp", "sharding.replicas=2", "sharding.reduce_dtype=bf16", "train.accumulate=2"]),
         # A core of 6 rows: the ranks have 2, 2, 2 and none of them.
         (SMALL, ["sharding.plan=fsdp"]),
     ],
@@ -81,7 +86,7 @@ def test_a_step_on_two_ranks_sends_and_holds_what_was_predicted(
 def test_a_step_on_four_ranks_sends_and_holds_what_was_predicted(
     four_ranks: RankPool, tmp_path: Path, text: str, overrides: list[str]
 ) -> None:
-    path = config(tmp_path, text)
+    path, overrides = config(tmp_path, text), [*overrides, "sharding.link=loopback"]
     assert four_ranks.run(measure_second_step, str(path), overrides) == predicted(path, overrides, 4)
 
 

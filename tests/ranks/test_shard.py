@@ -6,6 +6,7 @@ from rank_pool import RankPool
 from shard_cases import (
     average,
     average_halves,
+    error_of_a_bfloat16_mean,
     evaluate_before_perturbed_forward,
     gradient_placed_otherwise,
     measure_a_mesh_without_rank_0,
@@ -49,6 +50,16 @@ def test_buckets_of_any_size_and_dtype_average_every_gradient(
 def test_a_mean_that_float16_holds_is_found_though_the_sum_is_too_large(two_ranks: RankPool) -> None:
     """Summed before it was divided, it was infinite, and every step was skipped."""
     assert two_ranks.run(average_halves, 40000.0) == [[40000.0] * 3] * 2
+
+
+@pytest.mark.parametrize("plan", ["replicate", "fsdp"])
+@pytest.mark.parametrize("pool", ["two_ranks", "four_ranks"])
+def test_a_gradient_that_travels_in_bfloat16_is_off_by_no_more_than_it_is_rounded(
+    request: pytest.FixtureRequest, pool: str, plan: str
+) -> None:
+    for ratio, error in request.getfixturevalue(pool).run(error_of_a_bfloat16_mean, plan):
+        assert 0 < ratio <= 1
+        assert error > 0
 
 
 def test_a_gradient_placed_unlike_its_parameter_is_brought_to_it(two_ranks: RankPool) -> None:

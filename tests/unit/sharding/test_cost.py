@@ -1,7 +1,7 @@
 """What a plan costs, by hand: small models whose numbers fit in the head."""
 
 from distsam.sharding import Fsdp, Replicate, ShardPlan
-from distsam.sharding.buckets import BUCKET_BYTES
+from distsam.sharding.buckets import BUCKET_BYTES, bucket_bytes
 from distsam.sharding.cost import (
     Memory,
     State,
@@ -60,6 +60,19 @@ def test_large_whole_gradients_fill_buckets_from_the_last_parameter_on() -> None
     large = Weights(dict.fromkeys("abc", 4), frozenset(), frozenset("abc"))
     found = collectives_of(large, plan, StepForm((5,)))
     assert of_kind("all_reduce", found) == [(4 * (2 * num + 2), 2), (4 * (num + 1), 2), (40, 2)]
+
+
+def test_messages_are_as_large_as_hides_most_of_them() -> None:
+    """Of the sizes tried, none has less latency and unhidden bytes together."""
+    link, total, num_ranks = LINKS["infiniband"], 2 * 10**9, 64
+
+    def unhidden_s(size: int) -> float:
+        return total / size * 12 * link.latency_s + size / link.bytes_per_s * 2 * 63 / 64
+
+    chosen = bucket_bytes(total, num_ranks, link)
+    assert unhidden_s(chosen) <= min(unhidden_s(chosen * n // 100) for n in (50, 80, 99, 101, 125, 200))
+    assert bucket_bytes(1000, 2, LINKS["nvlink"]) == 2**20
+    assert bucket_bytes(total, num_ranks, None) == BUCKET_BYTES
 
 
 def test_cut_weights_are_gathered_twice_and_reduced_once_a_pass() -> None:
