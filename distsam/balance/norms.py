@@ -10,6 +10,8 @@ from torch import Tensor
 # throughout takes five times as long.
 ROW = 4096
 LONG = 4 * ROW
+# So many elements are copied to float64 at a time.
+LONGEST_COPY = 2**20
 # On CPU a norm of a small tensor is all call and no work. Where so many tensors come, those of one shape are copied
 # together and measured by one call: a sixth of the time for 128 cores of 64 x 8.
 MANY = 16
@@ -47,10 +49,16 @@ def norm_parts(tensors: list[Tensor], is_exact: bool = False) -> Tensor | tuple[
 
 def inner_products(left: Sequence[Tensor], right: Sequence[Tensor], device: torch.device) -> Tensor:
     """(P,) float64 inner products <left_k, right_k>, accumulated in float64. Call it under no_grad."""
-    products = [
-        (a * b if a.dtype == torch.float64 else a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)
-    ]
+    products = [_inner_product(a, b) for a, b in zip(left, right, strict=True)]
     return torch.stack(products) if products else torch.zeros(0, dtype=torch.float64, device=device)
+
+
+def _inner_product(a: Tensor, b: Tensor) -> Tensor:
+    """In parts where it is long: float64 copies of a core and of its gradient would be as large as Adam's state."""
+    if a.numel() <= LONGEST_COPY:
+        return (a * b if a.dtype == torch.float64 else a.double() * b.double()).sum()
+    parts = zip(a.reshape(-1).split(LONGEST_COPY), b.reshape(-1).split(LONGEST_COPY), strict=True)
+    return torch.stack([_inner_product(*pair) for pair in parts]).sum()
 
 
 def _by_size(tensors: list[Tensor], dtype: torch.dtype, is_cut: bool) -> Tensor:

@@ -5,6 +5,13 @@ from pathlib import Path
 import yaml
 from command_line import assert_same_weights, invoke, on_two_ranks, run, small_config, timeless
 
+ROWS = """
+data: {source: lowrank, equation: "ar,br->ab", sizes: {a: 60000, b: 10, r: 2}, noise: 0.1, observed: 0.6}
+network: {format: cp, bond_dim: 8, init_std: 1.0}
+optim: {method: sam, base: adam, lr: 0.01}
+train: {steps: 6, log_every: 3, batch_size: 4000, num_threads: 1}
+"""
+
 
 def test_auto_on_two_ranks_trains_as_replicate_and_a_pinned_plan_with_the_same_numbers(tmp_path: Path) -> None:
     config, pinned = small_config(tmp_path), tmp_path / "plan.json"
@@ -68,3 +75,18 @@ def test_auto_cuts_bonds_where_only_that_fits_and_resumes_alone(tmp_path: Path) 
     more = invoke(*train, "train.steps=25", "train.resume=auto")
     assert more.exit_code == 0, more.output
     assert "; plan replicate on 1 rank; resumed after step 20" in more.stdout.splitlines()[0]
+
+
+def test_rows_are_divided_where_auto_finds_it_fastest_and_a_pinned_plan_divides_them_alike(tmp_path: Path) -> None:
+    """One mode holds nearly all parameters: copies would send all of its gradients, pieces all of its weights."""
+    config, pinned = tmp_path / "rows.yaml", tmp_path / "plan.json"
+    config.write_text(ROWS)
+    saved = invoke("plan", config, "sharding.plan=mode", "--world-size", 2, "--save", pinned)
+    assert saved.exit_code == 0, saved.output
+    for name, plan in (("auto", "auto"), ("mode", "mode"), ("file", pinned)):
+        done = run(on_two_ranks("train", config, f"run.dir={tmp_path / name}", f"sharding.plan={plan}"))
+        assert done.returncode == 0, done.stderr
+        assert ("; plan mode on 2 ranks by auto" in done.stdout) == (name == "auto")
+        assert "; plan mode on 2 ranks" in done.stdout
+    for name in ("auto", "file"):
+        assert_same_weights(tmp_path / "mode", tmp_path / name)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from distsam.balance import Meter
-from distsam.balance.norms import inner_products, norms
+from distsam.balance.norms import LONGEST_COPY, inner_products, norms
 
 CPU = torch.device("cpu")
 
@@ -46,3 +46,9 @@ def test_long_and_short_tensors_keep_their_places() -> None:
     sizes = [3, 20_000, 5, 30_000, 7]
     tensors = [torch.full((n,), 2.0) for n in sizes]
     assert squared_norms(tensors).tolist() == pytest.approx([4.0 * n for n in sizes], rel=1e-4)
+
+
+def test_long_inner_products_are_found_in_parts() -> None:
+    x, y = torch.arange(float(LONGEST_COPY + 3)).view(-1, 1), torch.ones(1, LONGEST_COPY + 3).T
+    [got] = inner_products([x], [y], CPU).tolist()
+    assert got == (LONGEST_COPY + 3) * (LONGEST_COPY + 2) / 2
