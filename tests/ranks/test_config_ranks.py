@@ -30,7 +30,7 @@ def test_the_first_rank_with_another_config_is_named_on_every_rank(four_ranks: R
     answers = four_ranks.run(problem_with, path, {2: ["sharding.plan=fsdp"], 3: ["sharding.plan=fsdp"]}, {})
     [problem] = {problem for problem, _ in answers}
     assert problem == (
-        "rank 2 differs from rank 0: sharding.plan is 'fsdp' there and 'replicate' on rank 0; sharding.replicas is 1 "
+        "rank 2 differs from rank 0: sharding.plan is 'fsdp' there and 'auto' on rank 0; sharding.replicas is 1 "
         "there and absent on rank 0; start every rank with the same config, overrides and installation"
     )
 
