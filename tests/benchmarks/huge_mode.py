@@ -6,12 +6,17 @@
 Writes one synthetic file of entries (three modes: rows x 1,000 x 50; every row as often as any other, or by --skew),
 and trains it by Adam on each plan and number of ranks, one after the other, each rank with one thread. Printed: steps a
 second (the median over the rows of metrics), also as a ratio to one process; seconds before the first step and after
-the last; the largest memory that rank 0 has taken. More ranks than cores share them: they are marked.
+the last; the largest memory that rank 0 has taken. More ranks than cores share them: they are marked. A run that is
+refused, because its plan needs more memory than there is, is printed as refused.
+
+glibc keeps the memory that it has: by itself it gives every large tensor back to the system, and the time of a step is
+that of fresh pages.
 """
 
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -53,22 +58,28 @@ def write_entries(path: Path, rows: int, entries: int, skew: float) -> None:
     np.savez(path, indices=indices, values=values.astype(np.float32), shape=np.array(shape))
 
 
-def measure(config: Path, plan: str, num_ranks: int, folder: Path) -> Measured:
-    """A run in a folder of its own."""
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40), "MALLOC_TOP_PAD_": str(2**26)}
+
+
+def measure(config: Path, plan: str, num_ranks: int, folder: Path) -> Measured | str:
+    """A run in a folder of its own; why not, where it was refused."""
     run = folder / f"{plan}-{num_ranks}"
     shutil.rmtree(run, ignore_errors=True)
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks), "-m", "distsam"]
     command = [sys.executable, *launch, "train", str(config), f"sharding.plan={plan}", f"run.dir={run}"]
     begin = time.perf_counter()
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", **KEEP_MEMORY}
     )
+    refusal = re.search(r"distsam: (.* memory .*)", done.stderr)
+    if done.returncode and refusal:
+        return refusal[1]
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     wall_s = time.perf_counter() - begin
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    rates = [row["time/steps_per_s"] for row in rows[1:] if row.get("time/steps_per_s")]
+    rates = [row["time/steps_per_s"] for row in rows[2:] if row.get("time/steps_per_s")]
     return Measured(statistics.median(rates), wall_s - summary["wall_s"], summary["peak_memory_bytes"])
 
 
@@ -104,6 +115,9 @@ def compare(config: Path, ranks: list[int], plans: list[str], folder: Path) -> N
     for num_ranks in ranks:
         for plan in plans if num_ranks > 1 else plans[:1]:
             found = measure(config, plan, num_ranks, folder)
+            if isinstance(found, str):
+                print(f"{plan:<12}{num_ranks:>6}  refused: {found}", flush=True)
+                continue
             alone = alone or found
             mark = "  (oversubscribed)" if num_ranks > (os.cpu_count() or 1) else ""
             print(
