@@ -7,7 +7,7 @@ Writes one synthetic file of entries (three modes: rows x 1,000 x 50; every row 
 and trains it by Adam on each plan and number of ranks, one after the other, each rank with one thread. Printed: steps a
 second (the median over the rows of metrics), also as a ratio to one process; seconds before the first step and after
 the last; the largest memory that rank 0 has taken. More ranks than cores share them: they are marked. A run that is
-refused, because its plan needs more memory than there is, is printed as refused.
+refused, because its plan needs more memory than there is, or that the system kills for it, is printed as such.
 
 glibc keeps the memory that it has: by itself it gives every large tensor back to the system, and the time of a step is
 that of fresh pages.
@@ -73,7 +73,9 @@ def measure(config: Path, plan: str, num_ranks: int, folder: Path) -> Measured |
     )
     refusal = re.search(r"distsam: (.* memory .*)", done.stderr)
     if done.returncode and refusal:
-        return refusal[1]
+        return f"refused: {refusal[1]}"
+    if "SIGKILL" in done.stderr:
+        return "killed by the system: out of memory"
     if done.returncode:
         raise SystemExit(f"{' '.join(command)}\n{done.stdout}\n{done.stderr}")
     wall_s = time.perf_counter() - begin
@@ -116,7 +118,7 @@ def compare(config: Path, ranks: list[int], plans: list[str], folder: Path) -> N
         for plan in plans if num_ranks > 1 else plans[:1]:
             found = measure(config, plan, num_ranks, folder)
             if isinstance(found, str):
-                print(f"{plan:<12}{num_ranks:>6}  refused: {found}", flush=True)
+                print(f"{plan:<12}{num_ranks:>6}  {found}", flush=True)
                 continue
             alone = alone or found
             mark = "  (oversubscribed)" if num_ranks > (os.cpu_count() or 1) else ""

@@ -41,8 +41,13 @@ class LayersTask:
     def build_model(self) -> nn.Module:
         """The layers, one after the other."""
         torch.manual_seed(0)
-        layers = [distsam.TensorizedLinear(distsam.tt_matrix(FACTORS, FACTORS, BOND)) for _ in range(NUM_LAYERS)]
-        return nn.Sequential(*layers)
+
+        def layer() -> nn.Module:
+            return distsam.TensorizedLinear(
+                WIDTH, WIDTH, bias=False, format="tt_matrix", rank=BOND, in_shape=FACTORS, out_shape=FACTORS
+            )
+
+        return nn.Sequential(*(layer() for _ in range(NUM_LAYERS)))
 
     def microbatches(self, step: int, count: int) -> list[Tensor]:
         """Of this rank."""
