@@ -140,3 +140,20 @@ def test_gradients_of_repeated_entries_are_the_same_bits_every_time(cut, threads
         assert all(torch.equal(a, b) for run in grads[1:] for a, b in zip(grads[0], run, strict=True))
     finally:
         torch.set_num_threads(before)
+
+
+def test_rows_of_a_table_much_longer_than_the_batch_are_taken_where_they_lie():
+    """Laid out as columns it was copied in every pass, and its gradient was a transposed tensor."""
+    spec, single = distsam.cp((2**20, 9), 8), ((0,), (1,))
+    assert plan_cut(spec, single, 2**19).batch_last
+    assert not plan_cut(spec, single, 2**18).batch_last
+    assert plan_cut(distsam.cp((2**19, 9), 8), single, 64).batch_last  # too small for that to matter
+    network = draw(spec)
+    indices = draw_indices(spec, 64)
+    network.at(indices).sum().backward()
+    long, short = (core.detach() for core in network.cores)
+    rows, columns = indices.T
+    assert torch.allclose(network.at(indices), (long[rows] * short[columns]).sum(1), rtol=0, atol=1e-12)
+    gradient = torch.zeros_like(long).index_add_(0, rows, short[columns])
+    assert torch.allclose(network.cores[0].grad, gradient, rtol=0, atol=1e-12)
+    assert network.cores[0].grad.is_contiguous()
