@@ -1,13 +1,14 @@
 """Which plan is the fastest that fits: every candidate priced by formulas, from shapes alone; no process group.
 
-The time of a step is bytes over the link's speed, a latency for each hop of a message, and operations over what a rank
-computes, one after the other. Memory is what a rank keeps, and what FSDP2 gathers; activations are not counted.
+The time of a step is bytes over the link's speed, a latency for each hop of a message, operations over what a rank
+computes, and what the optimizer reads and writes, one after the other. Memory is what a rank keeps, and what FSDP2
+gathers; activations are not counted.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import prod
+from math import inf, prod
 
 from distsam.environment import in_units
 from distsam.errors import ArgumentError
@@ -20,6 +21,10 @@ from distsam.sharding.traffic import Link, total_time_s
 
 # A plan must be faster by so much than a simpler one to be taken: the formulas know no better.
 TIE = 0.05
+# How many numbers a step reads or writes in memory for each one that it keeps beside the weights: for each weight, the
+# single operations of Adam read or write 18, and three are kept (the gradient and two averages).
+TOUCHES = 6
+_KEPT = ("gradients", "the optimizer's state", "SAM's copy")
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,15 @@ class Machine:
         memory_bytes: that it may take.
         link: by which it reaches the others.
         flops_per_s: operations a second.
+        memory_bytes_per_s: that it reads or writes; inf: that takes no time.
+        copies_checkpoints: True if a checkpoint is copied in this very memory before it is written, as on CPU.
     """
 
     memory_bytes: int
     link: Link
     flops_per_s: float
+    memory_bytes_per_s: float = inf
+    copies_checkpoints: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,10 +180,12 @@ def price(candidate: Candidate, training: Training, world_size: int, machine: Ma
     trained = {name: shape for name, shape in training.shapes.items() if name in training.weights.trained}
     placed = _with_frozen(candidate.plan.place(trained, axes, training.networks), training.shapes)
     computing, sending = _time_s(candidate, placed, training, machine)
-    return Priced(candidate, placed, held_bytes(placed, training), computing, sending)
+    held = held_bytes(placed, training, machine)
+    computing += TOUCHES * sum(held[kind] for kind in _KEPT) / machine.memory_bytes_per_s
+    return Priced(candidate, placed, held, computing, sending)
 
 
-def held_bytes(plan: ShardPlan, training: Training, rank: int = 0) -> dict[str, int]:
+def held_bytes(plan: ShardPlan, training: Training, machine: Machine, rank: int = 0) -> dict[str, int]:
     """What a rank holds of each kind, in bytes, most of it for all of a run; activations are not counted."""
     weights = training.weights
     memory = memory_of(weights, plan, rank, training.state, training.step.num_passes)
@@ -197,6 +208,7 @@ def held_bytes(plan: ShardPlan, training: Training, rank: int = 0) -> dict[str, 
         # Weights that are gathered, and their gradients before they are scattered.
         "gathered weights": 2 * max(in_groups, default=0) // share,
         "messages": buffer if plan.num_ranks > 1 else 0,
+        "the copy that a checkpoint is written from": own + memory.optimizer_state if machine.copies_checkpoints else 0,
     }
 
 

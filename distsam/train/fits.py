@@ -32,7 +32,7 @@ def check_fits(
     world = layout.world
     machine = machine or machine_of(config, world.device, model, world.world_size)
     training = training_of(config, model, 1, machine.link)
-    held = held_bytes(plan, training, world.rank)
+    held = held_bytes(plan, training, machine, world.rank)
     if parts.ENGINES.chosen(config.engine).plan is not None:
         held = {"weights": held["weights"]}  # what else an engine of another library keeps, it cuts itself
     needed = sum(held.values())

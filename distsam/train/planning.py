@@ -23,9 +23,10 @@ from distsam.train.config import Config
 from distsam.train.network_uses import seen_uses
 from distsam.train.placement import link_of, reduction_of
 
-# Operations a second, in round figures: of a GPU in float32, and of the CPU thread that `tensornet.cost` was measured
-# on.
+# Operations a second, and bytes that are read or written, in round figures: of a GPU in float32, and of the CPU thread
+# that `tensornet.cost` was measured on.
 FLOPS_PER_S = {"cuda": 1e13, "cpu": 6e10}
+MEMORY_BYTES_PER_S = {"cuda": 2e12, "cpu": 1e10}
 
 
 def choose(
@@ -118,6 +119,8 @@ def machine_of(config: Config, device: torch.device, model: nn.Module, world_siz
         memory_of(config, device, model),
         link_of(config, device, world_size),
         FLOPS_PER_S.get(device.type, FLOPS_PER_S["cuda"]),
+        MEMORY_BYTES_PER_S.get(device.type, MEMORY_BYTES_PER_S["cuda"]),
+        copies_checkpoints=device.type == "cpu",
     )
 
 
@@ -129,7 +132,10 @@ def planned_machine(config: Config, link: Link, flops_per_s: float) -> Machine:
         link, flops_per_s: as of `Machine`.
     """
     use_gpu = torch.cuda.is_available() and config.sharding.device != "cpu"
-    return Machine(memory_of(config, torch.device("cuda" if use_gpu else "cpu")), link, flops_per_s)
+    # Ranks are taken for GPUs, unless the config says CPU, or the memory is that of this machine, which has none.
+    on_cpu = config.sharding.device == "cpu" or not (use_gpu or config.sharding.memory_gib is not None)
+    memory = memory_of(config, torch.device("cuda" if use_gpu else "cpu"))
+    return Machine(memory, link, flops_per_s, MEMORY_BYTES_PER_S["cuda"], copies_checkpoints=on_cpu)
 
 
 def memory_of(config: Config, device: torch.device, model: nn.Module | None = None) -> int:

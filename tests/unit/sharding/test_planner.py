@@ -153,7 +153,7 @@ def test_what_is_held_is_what_the_formulas_of_cost_say_and_what_fsdp_gathers() -
     choice = choose_plan(found, 8, machine(0.7))
     for priced in (choice.chosen, *(other for other, _ in choice.others)):
         memory = memory_of(found.weights, priced.placed, 0, found.state, 2)
-        held = held_bytes(priced.placed, found)
+        held = held_bytes(priced.placed, found, machine())
         kept = sum(held[key] for key in ("weights", "gradients", "the optimizer's state", "SAM's copy"))
         assert kept == memory.total
         assert (held["gathered weights"] > 0) == ("fsdp" in priced.candidate.kind)
