@@ -207,7 +207,8 @@ class CutCores:
             moved = join.moved_elements
         elif not _is_cut_alike(merges):
             size = dict(sizes)
-            moved = sum(2 * prod(size[i] for i in g.merge.output) for g in plan.groups)
+            tables = zip(plan.groups, merges, strict=True)
+            moved = sum(2 * prod(size[i] for i in g.merge.output) for g, merge in tables if merge.held != WHOLE)
         moved += sum(merge.moved_elements for merge in merges)
         return EntryMeetings(plan, merges, join, moved)
 

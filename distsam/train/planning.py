@@ -26,7 +26,7 @@ from distsam.train.placement import link_of, reduction_of
 # Operations a second, and bytes that are read or written, in round figures: of a GPU in float32, and of the CPU thread
 # that `tensornet.cost` was measured on.
 FLOPS_PER_S = {"cuda": 1e13, "cpu": 6e10}
-MEMORY_BYTES_PER_S = {"cuda": 2e12, "cpu": 1e10}
+MEMORY_BYTES_PER_S = {"cuda": 2e12, "cpu": 2e10}
 
 
 def choose(

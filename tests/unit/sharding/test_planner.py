@@ -8,10 +8,13 @@ import pytest
 import distsam
 from distsam.sharding import NetworkWeights, Replicate
 from distsam.sharding.cost import State, StepForm, Weights, memory_of
+from distsam.sharding.cut_cores import CutCores, Rows
+from distsam.sharding.moves import AxisRanks
 from distsam.sharding.network_cost import NetworkUse, NetworkWork, merged, work_of
 from distsam.sharding.planner import Choice, Machine, Training, choose_plan, held_bytes, is_worth_cutting, price
 from distsam.sharding.traffic import LINKS
 from distsam.tensornet import NetworkSpec
+from distsam.tensornet.planner import plan_entries
 
 GIB = 2**30
 TINY = distsam.tucker((20, 30, 40), (10, 10, 10))
@@ -189,3 +192,13 @@ def test_more_ranks_see_fewer_examples_and_so_compute_less() -> None:
     copies = choose_plan(found, 2, machine()).chosen.candidate
     two, four = (price(copies, found, num, machine()) for num in (2, 4))
     assert four.computing_s < two.computing_s
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 4, 8])
+def test_ranks_that_share_no_bond_move_nothing_and_merge_as_one_process_would(num_ranks: int) -> None:
+    """Tables that every rank has were counted as moved, and a train was joined core by core, ten times as long."""
+    spec = distsam.tt((1_000_000, 1000, 50), 16)
+    rows = Rows(spec.modes[0], 0, 1_000_000 // num_ranks, AxisRanks(None, num_ranks, 0))
+    found = CutCores(spec, (None,) * 3, AxisRanks(None, 1, 0), rows).for_entries(2**17)
+    alone = plan_entries(distsam.tt((1_000_000 // num_ranks, 1000, 50), 16), 2**17)
+    assert (found.plan.cut, found.moved_elements) == (alone.cut, 0)
