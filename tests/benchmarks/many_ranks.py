@@ -1,6 +1,7 @@
 """A network of many tensorized layers on up to 1,024 ranks: memory and messages of one of them, and the plan taken.
 
     python tests/benchmarks/many_ranks.py [--ranks 8,64,1024] [--plans auto,fsdp] [--memory-gib 2]
+        [--bond-ranks 8]
 
 The model: 16 layers of 4,096 -> 4,096, each a train of 16^3 x 16^3 with bonds of 256 (270 million parameters), trained
 by SAM around AdamW in float32, with 16 examples a rank. `distsam plan` computes each line, on fake tensors: no rank is
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--ranks", default="8,64,1024")
     parser.add_argument("--plans", default="auto,fsdp")
     parser.add_argument("--memory-gib", type=float, default=2.0)
+    parser.add_argument("--bond-ranks", type=int, default=8, help="of plans that name bond; auto chooses")
     given = parser.parse_args()
     from distsam.train.config_file import load_config
     from distsam.train.dry_run import dry_run
@@ -84,6 +86,8 @@ def main() -> None:
                 overrides = [f"sharding.plan={plan}", f"sharding.memory_gib={given.memory_gib}"]
                 if plan != "auto":
                     overrides.append("sharding.fits=ignore")
+                if "bond" in plan:
+                    overrides.append(f"sharding.bond_ranks={given.bond_ranks}")
                 found = dry_run(load_config(config, overrides), num_ranks)
                 sent = Counter[str]()
                 for call in found.collectives:

@@ -125,7 +125,7 @@ def draw(path: Path, panels: dict[str, tuple[Sequence[Point], Sequence[Point]]],
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     cores = os.cpu_count() or 1
     for number, (name, (points, lines)) in enumerate(panels.items()):
@@ -140,8 +140,8 @@ def draw(path: Path, panels: dict[str, tuple[Sequence[Point], Sequence[Point]]],
                 axes.plot([num_ranks], [value], "o", color=colour, markerfacecolor=face, label=label)
         axes.set(xscale="log", xlabel="ranks", ylabel="efficiency", title=f"{name} scaling", ylim=(0, None))
         axes.set_xticks([4**n for n in range(6)], [str(4**n) for n in range(6)])
-        axes.legend(loc="lower left")
-    figure.suptitle(hardware, fontsize=8)
+        if number == 0:
+            figure.legend(loc="outside lower center", ncols=len(PLANS), title=hardware, title_fontsize=8, fontsize=8)
     figure.savefig(path, dpi=100)
 
 
