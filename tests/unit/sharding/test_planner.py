@@ -1,6 +1,7 @@
 """Which plan is taken: the fastest that fits by the formulas, the simplest where several are nearly as fast."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -202,3 +203,23 @@ def test_ranks_that_share_no_bond_move_nothing_and_merge_as_one_process_would(nu
     found = CutCores(spec, (None,) * 3, AxisRanks(None, 1, 0), rows).for_entries(2**17)
     alone = plan_entries(distsam.tt((1_000_000 // num_ranks, 1000, 50), 16), 2**17)
     assert (found.plan.cut, found.moved_elements) == (alone.cut, 0)
+
+
+def test_a_checkpoint_copied_in_the_same_memory_is_counted_weights_and_state() -> None:
+    found = of_layers(2, 16)
+    plan = choose_plan(found, 8, machine()).chosen.placed
+    on_gpu, on_cpu = machine(), replace(machine(), copies_checkpoints=True)
+    more = sum(held_bytes(plan, found, on_cpu).values()) - sum(held_bytes(plan, found, on_gpu).values())
+    held = held_bytes(plan, found, on_gpu)
+    assert more == held["weights"] + held["the optimizer's state"] > 0
+
+
+def test_what_the_optimizer_reads_and_writes_takes_time_and_rows_divide_it() -> None:
+    found = of_entries([LONG], 10_000, is_routable=True)
+    slow = replace(machine(), memory_bytes_per_s=2e10)
+    fast, copies = (choose_plan(found, 2, m) for m in (slow, machine()))
+    kept = sum(prod(shape) for shape in found.shapes.values()) * 4 * 5  # two gradients, SAM's copy, two averages
+    [on_slow] = [p for p, _ in fast.others if p.candidate.kind == "replicate"]
+    [on_fast] = [p for p in (copies.chosen, *(p for p, _ in copies.others)) if p.candidate.kind == "replicate"]
+    assert on_slow.computing_s - on_fast.computing_s == pytest.approx(6 * kept / 2e10, rel=1e-5)
+    assert fast.chosen.candidate.kind != "replicate"
