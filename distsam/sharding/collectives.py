@@ -3,7 +3,9 @@
 Without a process group each function is the one-process case of the same claim.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 import torch.distributed as dist
@@ -29,12 +31,25 @@ def world_size(group: dist.ProcessGroup | None = None) -> int:
     return dist.get_world_size(group) if is_distributed() else 1
 
 
+_is_apart: ContextVar[bool] = ContextVar("is_apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Inside, sums are those of this rank alone and nothing is sent: for what one rank tries out by itself."""
+    token = _is_apart.set(True)
+    try:
+        yield
+    finally:
+        _is_apart.reset(token)
+
+
 def all_reduce_sum_(vector: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     """Sum of `vector` over `group` (None: the world), in place, the same bits on every rank of it.
 
-    Collectives: one all_reduce(sum) of `vector`; every rank calls it. None without a process group.
+    Collectives: one all_reduce(sum) of `vector`; every rank calls it. None without a process group, or `apart`.
     """
-    if is_distributed():
+    if is_distributed() and not _is_apart.get():
         # The group's own method: what dist.all_reduce checks before takes 60 us and more, which a small step feels.
         options = dist.AllreduceOptions()
         options.asyncOp = False

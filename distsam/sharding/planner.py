@@ -151,11 +151,13 @@ class Choice:
         return "\n".join(lines)
 
 
-def choose_plan(training: Training, world_size: int, machine: Machine) -> Choice:
-    """The plan for `world_size` ranks; the same for the same arguments, whatever the process."""
+def choose_plan(training: Training, world_size: int, machine: Machine, without: str = "") -> Choice:
+    """The plan for `world_size` ranks, of any kind but `without`; the same for the same arguments on every process."""
     found, refused = list[Priced](), dict[str, str]()
     for candidate in candidates(training.shapes, training.networks, training.is_routable, world_size):
-        why_not = _why_not(candidate, training, machine)
+        if candidate.kind == without:
+            continue
+        why_not = _why_not(candidate, training)
         try:
             if not why_not:
                 found.append(price(candidate, training, world_size, machine))
@@ -165,7 +167,12 @@ def choose_plan(training: Training, world_size: int, machine: Machine) -> Choice
             refused.setdefault(candidate.kind, why_not)
     best = _best_of_each_kind(found, machine)
     chosen, fits = _chosen(best, machine)
-    others = tuple((priced, _reason(priced, chosen, machine)) for priced in best if priced is not chosen)
+    simpler = best[: best.index(chosen)]
+    others = tuple(
+        (priced, _reason(priced, chosen, machine, is_simpler=priced in simpler))
+        for priced in best
+        if priced is not chosen
+    )
     kinds = {priced.candidate.kind for priced in best}
     return Choice(chosen, fits, machine, others, {kind: why for kind, why in refused.items() if kind not in kinds})
 
@@ -199,6 +206,8 @@ def held_bytes(plan: ShardPlan, training: Training, machine: Machine, rank: int 
     averaged = [name for name in weights.trained if not is_gathered(plan, name)]
     sent = training.step.reduction.itemsize
     buffer = sum(prod(piece_shape(plan, name, rank)) * sent(weights.itemsizes[name]) for name in averaged)
+    # FSDP2 keeps gradients as large as whole weights until the last micro-batch has been added to them.
+    between = sum(in_groups) // share if training.step.accumulate > 1 else 0
     return {
         "weights": memory.cores + memory.other_parameters,
         "gradients": memory.gradients,
@@ -207,8 +216,9 @@ def held_bytes(plan: ShardPlan, training: Training, machine: Machine, rank: int 
         "the copy of the best weights": own,
         # Weights that are gathered, and their gradients before they are scattered.
         "gathered weights": 2 * max(in_groups, default=0) // share,
+        "gradients between micro-batches": between,
         "messages": buffer if plan.num_ranks > 1 else 0,
-        "the copy that a checkpoint is written from": own + memory.optimizer_state if machine.copies_checkpoints else 0,
+        "a checkpoint's copy": own + memory.optimizer_state if machine.copies_checkpoints else 0,
     }
 
 
@@ -221,7 +231,7 @@ def is_worth_cutting(training: Training, world_size: int, machine: Machine) -> b
     return training.network_bytes > SMALL_BYTES or copies.peak_bytes > machine.memory_bytes
 
 
-def _why_not(candidate: Candidate, training: Training, machine: Machine) -> str:
+def _why_not(candidate: Candidate, training: Training) -> str:
     kind = candidate.kind
     if "fsdp" in kind and training.no_fsdp:
         return training.no_fsdp
@@ -284,10 +294,11 @@ def _chosen(best: Sequence[Priced], machine: Machine) -> tuple[Priced, bool]:
     return next(priced for priced in fitting if priced.time_s <= (1 + TIE) * least), True
 
 
-def _reason(priced: Priced, chosen: Priced, machine: Machine) -> str:
+def _reason(priced: Priced, chosen: Priced, machine: Machine, *, is_simpler: bool) -> str:
     if priced.peak_bytes > machine.memory_bytes:
         return f"more than the {in_units(machine.memory_bytes)} there are"
     ratio = priced.time_s / chosen.time_s if chosen.time_s else 1.0
-    if ratio > 1 + TIE:
+    # One that is simpler was too slow beside the fastest, though it may not be beside the chosen one.
+    if is_simpler or ratio > 1 + TIE:
         return f"{ratio:.3g} times as long"
     return f"no faster by more than {TIE:.0%}, and less simple"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
+from distsam.sharding.collectives import apart
 from distsam.sharding.network_cost import NetworkUse, merged
 from distsam.sharding.pieces import cuttable_networks, network_weights
 from distsam.sharding.plan import NetworkWeights
@@ -40,12 +41,21 @@ def seen_uses(
     with _recording(model, networks, found), _of_shapes(model, mode, device):
         try:
             # The ledger answers where our own code looks at values, such as the range of indices.
-            with mode, Ledger().watching(), warnings.catch_warnings():
+            with mode, _Alone().watching(), apart(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # they are for those who train
                 task.loss(model, tree_map_only(Tensor, lambda t: _fake(t, mode, device), batch))
-        except Exception:  # a loss of the user's own may do anything with values, which are not there
+        except Exception:  # a loss of the user's own may do anything with values, which are not there, or send some
             return ()
     return merged(NetworkUse(use.network, use.kind, times * use.num_rows, use.modes) for use in found)
+
+
+class _Alone(Ledger):
+    """What would be sent raises: only one rank looks, and would wait for the others for ever."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace in ("c10d", "_c10d_functional"):
+            raise RuntimeError(f"{func} of one rank alone")
+        return super().__torch_dispatch__(func, types, args, kwargs)
 
 
 @contextmanager

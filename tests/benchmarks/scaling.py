@@ -7,7 +7,7 @@ A tensor train of rows x 1,000 x 50 is trained by SAM around Adam, `--batch` obs
 all (strong scaling, four times as many), one thread a rank. Printed: seconds of a step as measured and as the planner
 has them for such ranks, and the efficiency: of weak scaling the time of one rank over that of N, of strong scaling
 divided by N again. In the figure: the measured points, hollow where ranks share a core, and lines for what the planner
-says of up to 1,024 such ranks that InfiniBand joins.
+says of up to 1,024 such ranks that InfiniBand joins, each kind of plan on the mesh that is best for it.
 """
 
 import argparse
@@ -168,7 +168,8 @@ def main() -> None:
             show(f"{name} scaling", points, planned(work, batches, "loopback"), name == "strong")
             panels[name] = points, planned(work, {n: batch_on(n) for n in worlds}, "infiniband")
     if given.figure is not None:
-        draw(given.figure, panels, f"filled: measured on {given.hardware}; hollow: ranks share a core; dashed: planner")
+        marks = "hollow: ranks share a core; dashed: the planner's, for InfiniBand"
+        draw(given.figure, panels, f"filled: measured on {given.hardware}; {marks}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """sharding.plan=auto, a plan from a file, and a run that does not fit, as users meet them."""
 
+import os
 from pathlib import Path
 
 import yaml
-from command_line import assert_same_weights, invoke, on_two_ranks, run, small_config, timeless
+from command_line import ROOT, assert_same_weights, invoke, on_two_ranks, run, small_config, timeless
 
 ROWS = """
 data: {source: lowrank, equation: "ar,br->ab", sizes: {a: 60000, b: 10, r: 2}, noise: 0.1, observed: 0.6}
@@ -49,7 +50,7 @@ def test_a_run_that_does_not_fit_is_refused_unless_it_is_to_be_tried(tmp_path: P
     done = invoke(*train)
     assert done.exit_code == 2
     [line] = done.stderr.splitlines()
-    assert "needs 1.98 KiB of memory on one rank to be trained by plan replicate, 588 bytes of it for" in line
+    assert "plan replicate needs 2.84 KiB of memory on one rank, 876 bytes of it for a checkpoint's copy" in line
     assert "sharding.memory_gib gives 1.05 KiB; no plan fits on 1 rank" in line
     assert not (tmp_path / "run").exists()
     assert invoke(*train, "sharding.fits=ignore", "train.steps=2").exit_code == 0
@@ -69,12 +70,56 @@ def test_a_plan_that_would_fit_is_named(tmp_path: Path) -> None:
 
 def test_auto_cuts_bonds_where_only_that_fits_and_resumes_alone(tmp_path: Path) -> None:
     train = ["train", small_config(tmp_path), f"run.dir={tmp_path}/run"]
-    done = run(on_two_ranks(*train, "sharding.memory_gib=1.2e-6"))
+    done = run(on_two_ranks(*train, "sharding.memory_gib=1.6e-6"))
     assert done.returncode == 0, done.stderr
     assert "; plan bond on 2 ranks by auto (1 (replicate) x 2 (bond))" in done.stdout.splitlines()[0]
     more = invoke(*train, "train.steps=25", "train.resume=auto")
     assert more.exit_code == 0, more.output
     assert "; plan replicate on 1 rank; resumed after step 20" in more.stdout.splitlines()[0]
+
+
+SUMMED = """
+import torch, distsam
+from torch import nn
+
+class Task:
+    goal = distsam.Goal("train/loss", higher_is_better=False, columns=("loss",))
+
+    def __init__(self, context):
+        self.context = context
+
+    def build_model(self):
+        return nn.Sequential(*(
+            distsam.TensorizedLinear(64, 64, format="tt_matrix", rank=16, in_shape=(4, 4, 4), out_shape=(4, 4, 4))
+            for _ in range(20)
+        ))
+
+    def microbatches(self, step, count):
+        return [torch.ones(8 // count, 64) for _ in range(count)]
+
+    def loss(self, model, batch):
+        total = torch.tensor([float(len(batch))])
+        self.context.sum_over_ranks(total)
+        print(type(batch).__name__)
+        return (model(batch) - batch).square().sum() / total.sum()
+
+    def evaluate(self, model):
+        return {"train/loss": 0.0}
+"""
+
+
+def test_a_loss_that_sums_over_ranks_is_looked_at_by_one_rank_alone(tmp_path: Path) -> None:
+    """Rank 0 waited in the sum for the others, which waited for its plan."""
+    (tmp_path / "summed.py").write_text(SUMMED)
+    (tmp_path / "summed.yaml").write_text(
+        "task: {kind: target, target: 'summed:Task'}\noptim: {method: base, base: adamw, lr: 0.001}\n"
+        "train: {steps: 2, log_every: 1}\nsharding: {device: cpu, memory_gib: 0.002}\n"
+    )
+    train = on_two_ranks("train", tmp_path / "summed.yaml", f"run.dir={tmp_path}/run")
+    done = run(train, PYTHONPATH=os.pathsep.join([str(ROOT), str(tmp_path)]))
+    assert done.returncode == 0, done.stderr
+    assert " on 2 ranks by auto" in done.stdout
+    assert "FakeTensor" in done.stdout  # after the sum
 
 
 def test_rows_are_divided_where_auto_finds_it_fastest_and_a_pinned_plan_divides_them_alike(tmp_path: Path) -> None:
