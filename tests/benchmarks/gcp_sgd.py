@@ -6,7 +6,7 @@
 Values are those of a CP tensor of rank 8 with noise, at random positions. Both sides fit the observed entries alone, by
 Adam on batches of one size drawn from them, from random factors; each is tried with every learning rate of --rates, and
 the fastest counts. GenTen's solver computes in float64, and gives zeros no weight here, which would be wrong for
-entries that are unknown; it is run for 1, 2, 3, 4, 5, 7, ... epochs of so many batches, each time from its start, and
+entries that are unknown; it is run for 1, 2, 3, 4, 6, 8, ... epochs of so many batches, each time from its start, and
 timed as a whole. distsam's steps are timed, in float32 and float64; its held-out RMSE is computed between them, off the
 clock.
 """
