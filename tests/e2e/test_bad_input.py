@@ -339,7 +339,7 @@ def test_a_mode_too_large_for_the_machine_is_named_before_memory_is_taken(tmp_pa
     indices = np.argwhere(np.ones((3, 4, 5)))
     np.savez(tmp_path / "t.npz", indices=indices, values=np.arange(60.0), shape=[2**40, 7, 8])
     data = ["network.dtype=float32", *from_file(tmp_path / "t.npz"), f"run.dir={tmp_path}/run"]
-    says = f"data.path: '{tmp_path}/t.npz': mode 0 of size 1099511627776: the network has 2.2e+12 parameters and needs "
+    says = f"data.path: '{tmp_path}/t.npz': mode 0 of size 1099511627776: the network has 2,199,"
     assert_refused(tmp_path, "train", small_config(tmp_path), *data, says=says)
     sizes = "data.sizes={a: 100000, b: 100000, c: 4000, r: 2}"
     says = "data.sizes: {'a': 100000, 'b': 100000, 'c': 4000, 'r': 2}: needs 873 TiB of memory and "
