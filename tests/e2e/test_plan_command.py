@@ -74,7 +74,7 @@ def test_a_world_beyond_those_that_are_simulated_is_said_to_be_planned_by_formul
         (["--tflops", 0], "--tflops: 0"),
         (["--save", "plan.txt"], "--save: plan.txt must end in .json"),
         (["sharding.plan=none.json"], "none.json: cannot be read (No such file or directory); save one with distsam"),
-        (["sharding.memory_gib=1e-6"], "sharding.memory_gib gives 1.05 KiB; no plan fits on 1 rank: start more, or take"),
+        (["sharding.memory_gib=1e-6"], "sharding.memory_gib gives 1.05 KiB; no plan fits on 1 rank: start more"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(tmp_path: Path, arguments: list[object], problem: str) -> None:
