@@ -28,7 +28,7 @@ PACKED_ROWS = (1, 2**4, 2**7, 2**10, 2**13, 2**16)
 # A joined block of gathered numbers: 2 MiB in float32, so that it is still in a core's cache when it is used.
 BLOCK_ELEMENTS = 2**19
 # Measured, CP and trains of bond 16 with 20,000 to 4 million rows, one thread: with twice as many rows as entries both
-# ways take about the same time, with four times as many columns take up to twice, with ten times as many two to four
+# ways take about the same time, with four times as many columns take up to twice, with ten times as many 1.3 to 3.9
 # times as long.
 ROWS_PER_ENTRY = 2
 

@@ -7,7 +7,7 @@ from math import prod
 import pytest
 
 import distsam
-from distsam.sharding import NetworkWeights, Replicate
+from distsam.sharding import Fsdp, NetworkWeights, Replicate
 from distsam.sharding.cost import State, StepForm, Weights, memory_of
 from distsam.sharding.cut_cores import CutCores, Rows
 from distsam.sharding.moves import AxisRanks
@@ -223,3 +223,12 @@ def test_what_the_optimizer_reads_and_writes_takes_time_and_rows_divide_it() -> 
     [on_fast] = [p for p in (copies.chosen, *(p for p, _ in copies.others)) if p.candidate.kind == "replicate"]
     assert on_slow.computing_s - on_fast.computing_s == pytest.approx(6 * kept / 2e10, rel=1e-5)
     assert fast.chosen.candidate.kind != "replicate"
+
+
+def test_fsdp_keeps_whole_gradients_between_micro_batches() -> None:
+    once = of_layers(2, 16)
+    more = replace(once, step=replace(once.step, accumulate=2))
+    plan = Fsdp().place(once.shapes, Fsdp().axes(4), once.networks)
+    key = "gradients between micro-batches"
+    assert held_bytes(plan, once, machine())[key] == 0
+    assert held_bytes(plan, more, machine())[key] == 4 * sum(prod(shape) for shape in once.shapes.values())
