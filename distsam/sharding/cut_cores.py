@@ -20,12 +20,13 @@ from distsam.sharding.meetings import (
 from distsam.sharding.moves import AxisRanks, add_up, add_up_cut, cut, gather, scale_gradient, share
 from distsam.tensornet import Cores, NetworkSpec
 from distsam.tensornet.contraction import Indices, contract_pair, in_output_order
-from distsam.tensornet.cost import NANOSECONDS
+from distsam.tensornet.cost import NS_PER_MULTIPLY_ADD
 from distsam.tensornet.entries import check_range, combined_rows, product_sums, take_rows
-from distsam.tensornet.planner import BATCH, EntryPlan, plan_cut, plan_entries
-from distsam.tensornet.products import BatchPlans, slices_of
+from distsam.tensornet.planner import EntryPlan, plan_cut, plan_entries
+from distsam.tensornet.products import MultiplyPlans, RowsPlans, slices_of
+from distsam.tensornet.sliced import BATCH
 
-_NS_PER_ELEMENT = MULTIPLICATIONS_PER_ELEMENT * NANOSECONDS.merge_multiply_adds
+_NS_PER_ELEMENT = MULTIPLICATIONS_PER_ELEMENT * NS_PER_MULTIPLY_ADD
 
 
 @dataclass(frozen=True)
@@ -124,18 +125,19 @@ class CutCores:
         plan = self._planned(self._spec.cores, self._spec.modes, self._spec.sizes, self._held)
         return self._whole(plan, self._contract(plan, self._with_all_rows(cores))).contiguous()
 
-    def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
+    def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         """T as a linear map."""
         return self._on_batch(plans, len(vectors), [vectors, *self._with_all_rows(cores)], (WHOLE, *self._held))
 
-    def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
+    def rows(self, cores: Cores, positions: Tensor, plans: RowsPlans) -> Tensor:
         """Slices of T."""
         taken = slices_of(plans.modes, self._spec, self._with_all_rows(cores), positions)
         return self._on_batch(plans, len(positions), taken, self._held)
 
-    def _on_batch(self, plans: BatchPlans, num: int, tensors: list[Tensor], held: tuple[Held, ...]) -> Tensor:
-        whole = plans.for_batch(num)
-        plan = self._planned(whole.operands, whole.output, self._sizes(_bucket(num)), held)
+    def _on_batch(
+        self, plans: MultiplyPlans | RowsPlans, num: int, tensors: list[Tensor], held: tuple[Held, ...]
+    ) -> Tensor:
+        plan = self._planned(plans.operands, plans.output, self._sizes(_bucket(num)), held)
         return self._whole(plan, self._contract(plan, tensors)).contiguous()
 
     def _positions(self, indices: Tensor) -> dict[str, Tensor]:

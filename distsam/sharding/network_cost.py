@@ -13,9 +13,9 @@ from distsam.sharding.plans.bond import bonds_to_cut
 from distsam.sharding.traffic import Link
 from distsam.tensornet import NetworkSpec
 from distsam.tensornet.contraction import Indices
-from distsam.tensornet.cost import NANOSECONDS, cost_ns
-from distsam.tensornet.planner import BATCH
+from distsam.tensornet.cost import NS_PER_MULTIPLY_ADD, cost_ns
 from distsam.tensornet.products import gathered
+from distsam.tensornet.sliced import BATCH
 
 # A multiplication and an addition, forward, and twice that backward.
 FLOPS_PER_MULTIPLY_ADD = 6
@@ -89,7 +89,7 @@ def _of_entries(
     here = None if rows is None else Rows(rows[0], 0, -(-spec.size(rows[0]) // rows[1]), AxisRanks(None, rows[1], 0))
     found = CutCores(spec, cuts, AxisRanks(None, num_bond, 0), here).for_entries(num_rows)
     # Calls are left out: they take what they take on a CPU, under every plan.
-    flops_per_ns = FLOPS_PER_MULTIPLY_ADD / NANOSECONDS.merge_multiply_adds
+    flops_per_ns = FLOPS_PER_MULTIPLY_ADD / NS_PER_MULTIPLY_ADD
     plans = (*found.merges, *([] if found.join is None else [found.join]))
     num_messages = sum(_num_messages(plan) for plan in plans) if num_bond > 1 else 0
     return NetworkWork(

@@ -122,7 +122,7 @@ def _plan_along(
     for first, second in path:
         b, a = remaining.pop(second), remaining.pop(first)
         uses.subtract((*a, *b))
-        pairs.append(_plan_pair((first, second), a, b, {i for i in (*a, *b) if uses[i] > 0}, output))
+        pairs.append(plan_pair((first, second), a, b, {i for i in (*a, *b) if uses[i] > 0}, output))
         remaining.append(pairs[-1].result)
         uses.update(pairs[-1].result)
     multiply_adds = sum(prod(size[i] for i in {*pair.a, *pair.b}) for pair in pairs)
@@ -172,7 +172,15 @@ def _path_of_numbers(
     return [(min(positions), max(positions)) for positions in path]
 
 
-def _plan_pair(positions: tuple[int, int], a: Indices, b: Indices, kept: set[str], output: Indices) -> Pair:
+def plan_pair(positions: tuple[int, int], a: Indices, b: Indices, kept: set[str], output: Indices) -> Pair:
+    """The contraction of two tensors with these indices.
+
+    Args:
+        positions: of both among the tensors that remain.
+        a, b: their indices.
+        kept: indices that the result has.
+        output: an order of indices in which the result is wanted in the end.
+    """
     # The operand that owns the output's leading index is "a", and free indices stand in the output's order: so the
     # small operands are permuted, and the large result seldom.
     place = {index: n for n, index in enumerate(output)}
@@ -226,11 +234,20 @@ def contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
     sizes = dict(zip(pair.a + pair.b, a.shape + b.shape, strict=True))
     if not pair.summed or not (pair.free_a or pair.free_b):
         return _multiply(pair, a, b)
-    a_BFS = _arranged(a, pair.a, (pair.batch, pair.free_a, pair.summed))
-    b_BSF = _arranged(b, pair.b, (pair.batch, pair.summed, pair.free_b))
+    a_BFS = _matrices(a, pair.a, pair.batch, pair.free_a, pair.summed)
+    b_BSF = _matrices(b, pair.b, pair.batch, pair.summed, pair.free_b)
     result = torch.bmm(a_BFS, b_BSF) if pair.batch else torch.mm(a_BFS[0], b_BSF[0])
     # `result` is used here only, so this need not be a view of it: FSDP2 warns of a module that returns a view.
     return torch.ops.aten._unsafe_view(result, [sizes[index] for index in pair.result])
+
+
+def _matrices(tensor: Tensor, indices: Indices, batch: Indices, rows: Indices, columns: Indices) -> Tensor:
+    """(batch, rows, columns), of memory in that order or with rows and columns exchanged, which products take as well:
+    so that what lies side by side stays side by side where a copy has to be made."""
+    innermost = [index for index, stride in zip(indices, tensor.stride(), strict=True) if stride == 1]
+    if any(index in rows for index in innermost) and not any(index in columns for index in innermost):
+        return _arranged(tensor, indices, (batch, columns, rows)).transpose(1, 2)
+    return _arranged(tensor, indices, (batch, rows, columns))
 
 
 def _multiply(pair: Pair, a: Tensor, b: Tensor) -> Tensor:

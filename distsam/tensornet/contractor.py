@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.entries import entries_of
 from distsam.tensornet.planner import plan_entries
-from distsam.tensornet.products import BatchPlans, multiply, rows
+from distsam.tensornet.products import MultiplyPlans, RowsPlans, multiply, rows
 from distsam.tensornet.spec import NetworkSpec
 
 Cores = Sequence[nn.Parameter] | nn.ParameterList
@@ -25,11 +25,11 @@ class Contractor(Protocol):
         """T."""
         ...
 
-    def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
+    def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         """T as a linear map: see `products.multiply`."""
         ...
 
-    def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
+    def rows(self, cores: Cores, positions: Tensor, plans: RowsPlans) -> Tensor:
         """Slices of T: see `products.rows`."""
         ...
 
@@ -53,10 +53,10 @@ class WholeCores:
         spec = self.spec
         return contract(plan_contraction(spec.cores, spec.modes, spec.sizes), list(cores)).contiguous()
 
-    def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
+    def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         """By the plan for so many vectors."""
         return multiply(plans, list(cores), vectors)
 
-    def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
+    def rows(self, cores: Cores, positions: Tensor, plans: RowsPlans) -> Tensor:
         """By the plan for so many rows."""
         return rows(plans, self.spec, list(cores), positions)

@@ -1,6 +1,10 @@
 """What a plan costs: its work, counted from the spec, times what a unit of each kind of work takes."""
 
+from collections.abc import Mapping
+from math import prod
 from typing import NamedTuple
+
+from distsam.tensornet.contraction import ContractionPlan, Indices, Pair
 
 
 class Work(NamedTuple):
@@ -8,44 +12,76 @@ class Work(NamedTuple):
 
     Args:
         calls: torch calls of merges, gathers and joins.
-        merge_multiply_adds: multiplications of the merges, forward.
-        table_elements: elements of every merged table and of what is made on the way (each made once, and its
-            gradient once; the gradient of a core alone in its group is filled with zeros too).
+        multiply_adds: multiplications of matrix products, forward and backward.
+        batched_multiply_adds: those of batched matrix products, of small matrices each.
+        moved_elements: elements that are read and written by contractions, in any order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
-        join_multiply_adds: multiplications of the batched matrix products that join rows.
         large_elements: elements of tensors of LARGE_ELEMENTS and more.
     """
 
-    calls: float
-    merge_multiply_adds: float
-    table_elements: float
-    column_elements: float
-    row_elements: float
-    join_multiply_adds: float
-    large_elements: float
+    calls: float = 0
+    multiply_adds: float = 0
+    batched_multiply_adds: float = 0
+    moved_elements: float = 0
+    column_elements: float = 0
+    row_elements: float = 0
+    large_elements: float = 0
+
+    def plus(self, *others: "Work") -> "Work":
+        """The sum."""
+        return Work(*map(sum, zip(self, *others, strict=True)))
+
+    def times(self, number: float) -> "Work":
+        """So many of it."""
+        return Work(*(number * units for units in self))
 
 
 # From 32 MiB (float32) on glibc takes every tensor as fresh pages from the system and gives them back at once.
 LARGE_ELEMENTS = 2**23
 
-# Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, AMD EPYC
-# (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of 483 measured times (15 networks, 6
-# batch sizes, every cut), within a factor of 1.4 (one sigma). The cut that they choose took on average 1.02-1.04
-# times as long as the cut that was measured fastest, at worst 2 times, all of that below 10 ms. A second run on the
-# busy machine gave the same numbers within 1.4, large_elements within 1.7. Gathering a whole row costs nothing
-# beyond its numbers.
 NANOSECONDS = Work(
-    calls=60_000,
-    merge_multiply_adds=0.10,
-    table_elements=1.9,
+    calls=20_000,
+    multiply_adds=0.022,
+    batched_multiply_adds=0.2,
+    moved_elements=0.5,
     column_elements=6.1,
     row_elements=6.5,
-    join_multiply_adds=0.94,
     large_elements=3.8,
 )
+# What a multiplication takes in the contractions of a usual network, all that they move included.
+NS_PER_MULTIPLY_ADD = 0.10
 
 
 def cost_ns(work: Work) -> float:
     """What this work takes, in nanoseconds of one CPU thread."""
     return sum(units * ns for units, ns in zip(work, NANOSECONDS, strict=True))
+
+
+def elements_of(indices: Indices, sizes: Mapping[str, int]) -> int:
+    """Of a tensor with these indices."""
+    return prod(sizes[index] for index in indices)
+
+
+def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
+    """Work of one contraction of two tensors; forward and backward together take three of them."""
+    elements = [elements_of(indices, sizes) for indices in (pair.a, pair.b, pair.result)]
+    multiply_adds = elements_of(tuple({*pair.a, *pair.b}), sizes) if pair.summed else 0
+    return Work(
+        calls=1,
+        multiply_adds=0 if pair.batch else multiply_adds,
+        batched_multiply_adds=multiply_adds if pair.batch else 0,
+        moved_elements=sum(elements),
+        large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
+    )
+
+
+def contraction_work(plan: ContractionPlan, sizes: Mapping[str, int], rebuilds: bool = False) -> Work:
+    """Work of forward and backward.
+
+    Args:
+        rebuilds: what lies between is not kept, but made again in backward.
+    """
+    work = [pair_work(pair, sizes) for pair in plan.pairs]
+    again = work[:-1] if rebuilds else []
+    return Work().plus(*(w.times(3) for w in work), *again)

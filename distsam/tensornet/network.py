@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from distsam.errors import ArgumentError
 from distsam.tensornet.contractor import Contractor, WholeCores
 from distsam.tensornet.initial import NetworkStart, drawn_key
-from distsam.tensornet.products import BatchPlans
+from distsam.tensornet.products import MultiplyPlans, RowsPlans
 from distsam.tensornet.spec import NetworkSpec
 
 _IS_DEFERRING: ContextVar[bool] = ContextVar("is_deferring", default=False)
@@ -170,11 +170,11 @@ class TensorNetwork(nn.Module):
         """The full tensor T, of shape `spec.shape`."""
         return self._contractor.dense(self.cores)
 
-    def multiply(self, vectors: Tensor, plans: BatchPlans) -> Tensor:
+    def multiply(self, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         """T as a linear map, without building it where that is cheaper: see `products.multiply`."""
         return self._contractor.multiply(self.cores, vectors, plans)
 
-    def rows(self, positions: Tensor, plans: BatchPlans) -> Tensor:
+    def rows(self, positions: Tensor, plans: RowsPlans) -> Tensor:
         """Slices of T, one for each of a batch of positions: see `products.rows`."""
         return self._contractor.rows(self.cores, positions, plans)
 

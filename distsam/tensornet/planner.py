@@ -13,11 +13,10 @@ from itertools import combinations
 from math import prod
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
-from distsam.tensornet.cost import LARGE_ELEMENTS, Work, cost_ns
+from distsam.tensornet.cost import LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
+from distsam.tensornet.sliced import BATCH
 from distsam.tensornet.spec import NetworkSpec
 
-# The index of the batch in contractions; no index of a spec can be called so.
-BATCH = "*"
 # All cuts are tried up to this many cores (52 of them); above it, groups are joined greedily, and of still more cores
 # neighbours are packed together: the greedy search looks at as many cuts as there are pairs of groups, again and again.
 MAX_CORES_EXHAUSTIVE = 5
@@ -210,19 +209,20 @@ def _work_of(
     batch_last: bool,
     batch_size: int,
 ) -> Work:
-    made = [n for group in groups for n in group.merge.intermediates]
-    tables = [prod(spec.size(i) for i in group.merge.output) for group in groups]
+    sizes = {**dict(spec.sizes), BATCH: batch_size}
+    tables = sum(elements_of(group.merge.output, sizes) for group in groups)
     gathered = [row * batch_size for row in rows]
-    large = made if batch_last else made + gathered + list(join.intermediates)
-    return Work(
-        calls=sum(len(group.merge.pairs) + 1 for group in groups) + len(join.pairs),
-        merge_multiply_adds=sum(group.merge.multiply_adds for group in groups),
-        table_elements=sum(tables) + sum(made),
+    large = [] if batch_last else [n for n in gathered if n >= LARGE_ELEMENTS]
+    # A table's gradient is filled with zeros, and added to.
+    gather = Work(
+        calls=2 * len(groups),
+        moved_elements=2 * tables,
         column_elements=sum(gathered) if batch_last else 0,
         row_elements=0 if batch_last else sum(gathered),
-        join_multiply_adds=0 if batch_last else join.multiply_adds,
-        large_elements=sum(n for n in large if n >= LARGE_ELEMENTS),
+        large_elements=2 * sum(large),
     )
+    merges = [contraction_work(group.merge, sizes) for group in groups]
+    return gather.plus(*merges, *([] if batch_last else [contraction_work(join, sizes)]))
 
 
 def block_length(batch_size: int) -> int:

@@ -2,31 +2,41 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, contract, plan_contraction
-from distsam.tensornet.planner import BATCH
+from distsam.tensornet.product_plans import ProductPlan, plan_product
+from distsam.tensornet.sliced import BATCH, contract_sliced
 from distsam.tensornet.spec import NetworkSpec
 
-# The cheapest order changes with the batch: whether cores are merged into the weight first, or meet the data one by
-# one. It is found for these sizes when a layer is built, so that a forward pass, compiled or not, only looks it up.
-BATCHES = (1, 16, 128, 1024, 8192)
+# The best plan changes with the batch: whether cores are merged into the weight first, or meet the data one by one.
+# It is found for these sizes when a layer is built, so that a forward pass, compiled or not, only looks it up.
+BATCHES = (1, 16, 64, 256, 1024, 8192)
+
+
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
-class BatchPlans:
+class BatchPlans(Generic[Plan]):
     """A contraction of the cores and a batch, planned for each of BATCHES.
 
     Args:
         modes: those that the batch stands for; the others, in the spec's order, are the result's.
+        operands: indices of what is contracted, core by core.
+        output: those of the result.
         plans: one for each of BATCHES.
     """
 
     modes: Indices
-    plans: tuple[ContractionPlan, ...]
+    operands: tuple[Indices, ...]
+    output: Indices
+    plans: tuple[Plan, ...]
 
-    def for_batch(self, num: int) -> ContractionPlan:
+    def for_batch(self, num: int) -> Plan:
         """The plan for `num` rows: that of the smallest planned batch which is as large, or of the largest.
 
         While a program for any batch is traced, it is the plan for 1,024: the program must not ask for the size.
@@ -39,14 +49,25 @@ class BatchPlans:
         return self.plans[-1]
 
 
-def plan_multiply(spec: NetworkSpec, modes: Indices) -> BatchPlans:
+MultiplyPlans = BatchPlans[ProductPlan]
+RowsPlans = BatchPlans[ContractionPlan]
+
+
+def plan_multiply(spec: NetworkSpec, modes: Indices) -> MultiplyPlans:
     """For `multiply`: T contracted with vectors over `modes`."""
-    return _planned(spec, modes, ((BATCH, *modes), *spec.cores))
+    plans = tuple(plan_product(spec, modes, num) for num in BATCHES)
+    return BatchPlans(modes, ((BATCH, *modes), *spec.cores), _output(spec, modes), plans)
 
 
-def plan_rows(spec: NetworkSpec, modes: Indices) -> BatchPlans:
+def plan_rows(spec: NetworkSpec, modes: Indices) -> RowsPlans:
     """For `rows`: T with `modes` at a position of its own for each row."""
-    return _planned(spec, modes, tuple(gathered(core, modes) for core in spec.cores))
+    operands, output = tuple(gathered(core, modes) for core in spec.cores), _output(spec, modes)
+    plans = tuple(plan_contraction(operands, output, (*spec.sizes, (BATCH, num))) for num in BATCHES)
+    return BatchPlans(modes, operands, output, plans)
+
+
+def _output(spec: NetworkSpec, modes: Indices) -> Indices:
+    return (BATCH, *(mode for mode in spec.modes if mode not in modes))
 
 
 def gathered(core: Indices, modes: Indices) -> Indices:
@@ -54,12 +75,7 @@ def gathered(core: Indices, modes: Indices) -> Indices:
     return tuple(BATCH if index in modes else index for index in core)
 
 
-def _planned(spec: NetworkSpec, modes: Indices, operands: tuple[Indices, ...]) -> BatchPlans:
-    output = (BATCH, *(mode for mode in spec.modes if mode not in modes))
-    return BatchPlans(modes, tuple(plan_contraction(operands, output, (*spec.sizes, (BATCH, n))) for n in BATCHES))
-
-
-def multiply(plans: BatchPlans, cores: list[Tensor], vectors: Tensor) -> Tensor:
+def multiply(plans: MultiplyPlans, cores: list[Tensor], vectors: Tensor) -> Tensor:
     """out[b, others] = sum over modes of T[others, modes] vectors[b, modes].
 
     Args:
@@ -70,10 +86,19 @@ def multiply(plans: BatchPlans, cores: list[Tensor], vectors: Tensor) -> Tensor:
     Returns:
         (B, *sizes of the other modes).
     """
-    return contract(plans.for_batch(vectors.shape[0]), [vectors, *cores]).contiguous()
+    return product_of(plans.for_batch(vectors.shape[0]), cores, vectors)
 
 
-def rows(plans: BatchPlans, spec: NetworkSpec, cores: list[Tensor], positions: Tensor) -> Tensor:
+def product_of(plan: ProductPlan, cores: Sequence[Tensor], vectors: Tensor) -> Tensor:
+    """`multiply` by one plan, whatever batch it was made for."""
+    operands = [vectors, *(contract(table.merge, [cores[k] for k in table.cores]) for table in plan.tables)]
+    # A compiler finds its own slices, and does not see into ours.
+    if torch.compiler.is_compiling() or not plan.joined.slices:
+        return contract(plan.joined.plan, operands).contiguous()
+    return contract_sliced(plan.joined, operands, [None] * len(operands))
+
+
+def rows(plans: RowsPlans, spec: NetworkSpec, cores: list[Tensor], positions: Tensor) -> Tensor:
     """out[b, others] = T[others, modes at positions[b]].
 
     Args:

@@ -16,7 +16,7 @@ from distsam.sharding.pieces import cuttable_networks, network_weights
 from distsam.sharding.plan import NetworkWeights
 from distsam.tasks.task import Task
 from distsam.tensornet.contractor import Cores, WholeCores
-from distsam.tensornet.products import BatchPlans
+from distsam.tensornet.products import MultiplyPlans, RowsPlans
 from distsam.train.ledger import Ledger
 
 
@@ -90,11 +90,11 @@ class _Recorder(WholeCores):
         self._found.append(NetworkUse(self._network, "dense"))
         return super().dense(cores)
 
-    def multiply(self, cores: Cores, vectors: Tensor, plans: BatchPlans) -> Tensor:
+    def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         self._found.append(NetworkUse(self._network, "multiply", len(vectors), plans.modes))
         return super().multiply(cores, vectors, plans)
 
-    def rows(self, cores: Cores, positions: Tensor, plans: BatchPlans) -> Tensor:
+    def rows(self, cores: Cores, positions: Tensor, plans: RowsPlans) -> Tensor:
         self._found.append(NetworkUse(self._network, "rows", len(positions), plans.modes))
         return super().rows(cores, positions, plans)
 

@@ -1,21 +1,28 @@
-"""Measures every cut of a set of networks and fits the coefficients of distsam/tensornet/cost.py to the times.
+"""Measures every way to evaluate a set of networks, entries and products, and fits the coefficients of distsam/tensornet/cost.py to the times.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/plan_costs.py
 
 Prints the fitted nanoseconds per unit of work, and the regret of the coefficients in use: how much longer the chosen
-cut takes than the one that was measured fastest.
+way takes than the one that was measured fastest.
 """
 
 import argparse
 import time
+from collections.abc import Callable
+from functools import partial
 from math import exp, log
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import distsam
-from distsam.tensornet.cost import NANOSECONDS, Work
+from distsam.tensornet.cost import NANOSECONDS, Work, cost_ns
 from distsam.tensornet.entries import entries_of
-from distsam.tensornet.planner import EntryPlan, connected_cuts, plan_cut
+from distsam.tensornet.planner import connected_cuts, plan_cut
+from distsam.tensornet.product_plans import candidate_products
+from distsam.tensornet.products import product_of
+from distsam.tensornet.ranks import weight_spec
 
 SPECS = [
     distsam.tt((200, 200, 200), 10),
@@ -36,14 +43,70 @@ SPECS = [
 BATCH_SIZES = [1, 64, 1024, 8192, 65536, 262144]
 
 
-def measure_ns(network: distsam.TensorNetwork, plan: EntryPlan, indices: torch.Tensor, repeats: int) -> float:
+# Format, factors of both sides, bond.
+LAYERS = [
+    ("tt_matrix", (4,) * 5, (4,) * 5, 16),
+    ("tt_matrix", (8, 8, 8), (8, 8, 8), 24),
+    ("tt_matrix", (8,) * 4, (8,) * 4, 8),
+    ("tt_matrix", (32, 32), (16, 16), 32),
+    ("tt", (16, 16), (16, 16), 16),
+    ("tr", (8, 8), (12, 12), 6),
+    ("cp", (4,) * 5, (4,) * 5, 64),
+    ("cp", (32, 32), (32, 32), 200),
+    ("tucker", (32, 32), (32, 32), 6),
+    ("tucker", (16, 16), (64, 8), 8),
+]
+LAYER_BATCH_SIZES = [4, 64, 256, 2048]
+
+
+class Measured(NamedTuple):
+    """One way to do one thing."""
+
+    work: Work
+    time_ns: float
+
+
+def timed_ns(run: Callable[[], Tensor], leaves: list[Tensor], repeats: int) -> float:
     times = []
+    weights = None
     for _ in range(repeats + 1):
-        network.zero_grad()
+        for leaf in leaves:
+            leaf.grad = None
         start = time.thread_time_ns()
-        entries_of(plan, network.spec, list(network.cores), indices).sum().backward()
+        result = run()
+        if weights is None:
+            weights = torch.randn(result.shape)
+            continue
+        result.backward(weights)
         times.append(time.thread_time_ns() - start)
-    return min(times[1:])
+    return min(times)
+
+
+def ways_of_entries(spec: distsam.NetworkSpec, batch_size: int, arguments: argparse.Namespace) -> list[Measured]:
+    network = distsam.TensorNetwork(spec)
+    cores, indices = (
+        list(network.cores),
+        torch.stack([torch.randint(size, (batch_size,)) for size in spec.shape], 1),
+    )
+    plans = [plan_cut(spec, cut, batch_size) for cut in connected_cuts(spec)]
+    return [
+        Measured(plan.work, timed_ns(partial(entries_of, plan, spec, cores, indices), cores, arguments.repeats))
+        for plan in plans
+        if plan.cost_ns < 1e6 * arguments.longest_ms
+    ]
+
+
+def ways_of_products(
+    spec: distsam.NetworkSpec, modes: tuple[str, ...], batch_size: int, arguments: argparse.Namespace
+) -> list[Measured]:
+    cores = list(distsam.TensorNetwork(spec).cores)
+    vectors = torch.randn(batch_size, *(spec.size(mode) for mode in modes), requires_grad=True)
+    plans = list(candidate_products(spec, modes, batch_size))
+    return [
+        Measured(plan.work, timed_ns(partial(product_of, plan, cores, vectors), [*cores, vectors], arguments.repeats))
+        for plan in plans
+        if plan.cost_ns < 1e6 * arguments.longest_ms and plan.cost_ns < 20 * min(p.cost_ns for p in plans)
+    ]
 
 
 def fit(works: list[Work], times_ns: list[float]) -> Work:
@@ -64,31 +127,43 @@ def fit(works: list[Work], times_ns: list[float]) -> Work:
     return Work(*log_ns_W.detach().exp().tolist())
 
 
+def report(ways: list[Measured], what: str) -> float:
+    """Prints what is chosen, and returns how many times longer it takes than the fastest."""
+    chosen = min(ways, key=lambda way: cost_ns(way.work))
+    fastest = min(way.time_ns for way in ways)
+    print(
+        f"{what}: expected {cost_ns(chosen.work) / 1e6:.2f} ms, took {chosen.time_ns / 1e6:.2f}, fastest of "
+        f"{len(ways)} {fastest / 1e6:.2f}",
+        flush=True,
+    )
+    return chosen.time_ns / fastest
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--longest-ms", type=float, default=400.0, help="cuts expected to take longer are left out")
+    parser.add_argument("--longest-ms", type=float, default=400.0, help="ways expected to take longer are left out")
+    parser.add_argument("--save", help="a file for what was measured")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    works, times_ns, regrets = [], [], []
+    measured: list[Measured] = []
+    regrets: list[float] = []
     for spec in SPECS:
-        network = distsam.TensorNetwork(spec)
         for batch_size in BATCH_SIZES:
-            indices = torch.stack([torch.randint(size, (batch_size,)) for size in spec.shape], 1)
-            plans = [plan_cut(spec, cut, batch_size) for cut in connected_cuts(spec)]
-            plans = [plan for plan in plans if plan.cost_ns < 1e6 * arguments.longest_ms]
-            measured = [measure_ns(network, plan, indices, arguments.repeats) for plan in plans]
-            works += [plan.work for plan in plans]
-            times_ns += measured
-            chosen = min(range(len(plans)), key=lambda n: plans[n].cost_ns)
-            regrets.append(measured[chosen] / min(measured))
-            print(
-                f"{spec.format} {spec.shape} bonds {[spec.size(b) for b in spec.bonds]} batch {batch_size}: "
-                f"expected {plans[chosen].cost_ns / 1e6:.2f} ms for {plans[chosen].cut}, "
-                f"took {measured[chosen] / 1e6:.2f}, fastest {min(measured) / 1e6:.2f}"
-            )
+            ways = ways_of_entries(spec, batch_size, arguments)
+            measured += ways
+            bonds = [spec.size(b) for b in spec.bonds]
+            regrets.append(report(ways, f"{batch_size} entries of {spec.format} {spec.shape} bonds {bonds}"))
+    for format, outputs, inputs, bond in LAYERS:
+        spec = weight_spec(format, outputs, inputs, bond)
+        for batch_size in LAYER_BATCH_SIZES:
+            ways = ways_of_products(spec, spec.modes[len(outputs) :], batch_size, arguments)
+            measured += ways
+            regrets.append(report(ways, f"{batch_size} vectors by {format} {inputs} -> {outputs} bond {bond}"))
+    if arguments.save:
+        torch.save([tuple(way) for way in measured], arguments.save)
     print(f"regret: mean {exp(sum(map(log, regrets)) / len(regrets)):.3f}, largest {max(regrets):.2f}")
-    for field, ns in zip(Work._fields, fit(works, times_ns), strict=True):
+    for field, ns in zip(Work._fields, fit([w.work for w in measured], [w.time_ns for w in measured]), strict=True):
         print(f"{field}: {ns:.3g} ns")
 
 
