@@ -1,4 +1,4 @@
-"""Measures every way to evaluate a set of networks, entries and products, and fits the coefficients of distsam/tensornet/cost.py to the times.
+"""Measures every way to evaluate a set of networks and fits the coefficients of distsam/tensornet/cost.py to the times.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/plan_costs.py
 
@@ -158,6 +158,8 @@ def main() -> None:
         spec = weight_spec(format, outputs, inputs, bond)
         for batch_size in LAYER_BATCH_SIZES:
             ways = ways_of_products(spec, spec.modes[len(outputs) :], batch_size, arguments)
+            if not ways:
+                continue
             measured += ways
             regrets.append(report(ways, f"{batch_size} vectors by {format} {inputs} -> {outputs} bond {bond}"))
     if arguments.save:
