@@ -13,7 +13,8 @@ class Work(NamedTuple):
     Args:
         calls: torch calls of merges, gathers and joins.
         multiply_adds: multiplications of matrix products, forward and backward.
-        batched_multiply_adds: those of batched matrix products, of small matrices each.
+        batched_multiply_adds: those of batched matrix products.
+        batched_matrices: matrices of batched products, most of them small.
         moved_elements: elements that are read and written by contractions, in any order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
@@ -23,6 +24,7 @@ class Work(NamedTuple):
     calls: float = 0
     multiply_adds: float = 0
     batched_multiply_adds: float = 0
+    batched_matrices: float = 0
     moved_elements: float = 0
     column_elements: float = 0
     row_elements: float = 0
@@ -41,13 +43,14 @@ class Work(NamedTuple):
 LARGE_ELEMENTS = 2**23
 
 NANOSECONDS = Work(
-    calls=20_000,
+    calls=25_000,
     multiply_adds=0.022,
-    batched_multiply_adds=0.2,
-    moved_elements=0.5,
-    column_elements=6.1,
-    row_elements=6.5,
-    large_elements=3.8,
+    batched_multiply_adds=0.3,
+    batched_matrices=50,
+    moved_elements=0.88,
+    column_elements=5.4,
+    row_elements=2,
+    large_elements=1.2,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -71,6 +74,7 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
         calls=1,
         multiply_adds=0 if pair.batch else multiply_adds,
         batched_multiply_adds=multiply_adds if pair.batch else 0,
+        batched_matrices=elements_of(pair.batch, sizes) if pair.batch and pair.summed else 0,
         moved_elements=sum(elements),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
     )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distsam.tensornet.contraction import contract
 from distsam.tensornet.planner import EntryPlan, GroupPlan, block_length
+from distsam.tensornet.sliced import BATCH, SlicedPlan, contract_sliced
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -29,12 +30,32 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
         IndexError: a position is outside its mode (on an accelerator torch's own assertion, without a wait).
     """
     checked = check_range(indices, spec.shape)
-    positions = dict(zip(spec.modes, checked.unbind(1), strict=True))
+    return entries_at(plan, spec, cores, dict(zip(spec.modes, checked.unbind(1), strict=True)))
+
+
+def entries_at(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], positions: Mapping[str, Tensor]) -> Tensor:
+    """The entries at these positions, which nobody looks at.
+
+    Args:
+        plan, spec, cores: as of `entries_of`.
+        positions: (B,) int64 of each mode that the plan fixes.
+
+    Returns:
+        (B, *sizes of the modes that the plan does not fix).
+    """
     tables = [contract(group.merge, [cores[k] for k in group.cores]) for group in plan.groups]
     rows = [combined_rows(group, spec, positions) for group in plan.groups]
     if plan.batch_last:
         return product_sums(plan, tables, rows, cores[0].dtype)
-    return contract(plan.join, [take_rows(*item) for item in zip(plan.groups, tables, rows, strict=True)])
+    if plan.slice_length is None or torch.compiler.is_compiling():
+        return contract(plan.join, [take_rows(*item) for item in zip(plan.groups, tables, rows, strict=True)])
+    return contract_sliced(_sliced(plan), [_flat(*item) for item in zip(plan.groups, tables, strict=True)], rows)
+
+
+def _sliced(plan: EntryPlan) -> SlicedPlan:
+    assert plan.slice_length is not None
+    gathered = tuple(bool(group.modes) for group in plan.groups)
+    return SlicedPlan(plan.join, ((BATCH, plan.slice_length),), gathered)
 
 
 def product_sums(
@@ -95,8 +116,15 @@ def take_rows(group: GroupPlan, table: Tensor, rows: Tensor | None) -> Tensor:
     """The row of its table for each entry, with the batch in the place of the modes."""
     if rows is None:
         return table
+    return _flat(group, table).index_select(group.gathered.index(BATCH), rows)
+
+
+def _flat(group: GroupPlan, table: Tensor) -> Tensor:
+    """The table with one dim for the positions of all its modes."""
+    if not group.modes:
+        return table
     first = group.merge.output.index(group.modes[0])
-    return table.flatten(first, first + len(group.modes) - 1).index_select(first, rows)
+    return table.flatten(first, first + len(group.modes) - 1)
 
 
 class _ProductSum(torch.autograd.Function):

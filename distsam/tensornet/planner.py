@@ -6,7 +6,7 @@ groups, B times. Groups of one core gather slices of the cores; one group of all
 costs the same whatever B is, many small groups cost B x bond x bond: the cheapest cut follows from spec and B alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
@@ -24,6 +24,8 @@ MAX_CORES_GREEDY = 12
 # Rows of a table of packed neighbours. The cuts are few, because each is planned in a time that grows with the cores.
 PACKED_ROWS = (1, 2**4, 2**7, 2**10, 2**13, 2**16)
 
+# Elements of the largest tensor when entries are gathered and joined in slices.
+SLICE_ELEMENTS = 2**18
 # A joined block of gathered numbers: 2 MiB in float32, so that it is still in a core's cache when it is used.
 BLOCK_ELEMENTS = 2**19
 # Measured, CP and trains of bond 16 with 20,000 to 4 million rows, one thread: with twice as many rows as entries both
@@ -57,14 +59,19 @@ class EntryPlan:
         join: the contraction of what is gathered.
         batch_last: gather from tables laid out (bonds, rows) into (bonds, B), for joins that are products and sums;
             otherwise rows are gathered for batched matrix products.
+        slice_length: so many entries are gathered and joined at a time, and again in backward; None: all at once,
+            with everything kept for backward.
         work: what forward and backward have to do.
+        multiply_adds: of a forward pass.
         batch_elements: size of the largest tensor that has a row per entry.
     """
 
     groups: tuple[GroupPlan, ...]
     join: ContractionPlan
     batch_last: bool
+    slice_length: int | None
     work: Work
+    multiply_adds: int
     batch_elements: int
 
     @property
@@ -78,26 +85,46 @@ class EntryPlan:
         return tuple(group.cores for group in self.groups)
 
 
-def plan_entries(spec: NetworkSpec, batch_size: int) -> EntryPlan:
-    """The cheapest plan for `batch_size` entries; plans are kept per spec and next power of two."""
-    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length())
+def plan_entries(spec: NetworkSpec, batch_size: int, fixed: Indices | None = None) -> EntryPlan:
+    """The cheapest plan for `batch_size` entries; plans are kept per spec and next power of two.
+
+    Args:
+        spec: of the network.
+        batch_size: number of entries.
+        fixed: modes of which every entry has one position; of the others it has all, as the rows of a table have.
+            None: all modes are fixed.
+    """
+    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), spec.modes if fixed is None else fixed)
 
 
 @lru_cache(maxsize=1024)
-def _cheapest(spec: NetworkSpec, batch_size: int) -> EntryPlan:
+def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices) -> EntryPlan:
+    def cheapest(cuts: Iterable[Cut]) -> EntryPlan:
+        plans = (plan for cut in cuts for plan in ways_to_join(spec, cut, batch_size, fixed))
+        return min(plans, key=lambda plan: plan.cost_ns)
+
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
-        cuts = connected_cuts(spec)
-        return min((plan_cut(spec, cut, batch_size) for cut in cuts), key=lambda plan: plan.cost_ns)
+        return cheapest(connected_cuts(spec))
     if spec.num_cores > MAX_CORES_GREEDY:
-        packed = dict.fromkeys(_packed(spec, rows) for rows in PACKED_ROWS)
-        return min((plan_cut(spec, cut, batch_size) for cut in packed), key=lambda plan: plan.cost_ns)
-    plans = [plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)]
+        return cheapest(dict.fromkeys(_packed(spec, rows) for rows in PACKED_ROWS))
+    plans = [cheapest([tuple((k,) for k in range(spec.num_cores))])]
     while len(plans[-1].groups) > 1:
-        joined = [plan_cut(spec, cut, batch_size) for cut in _joined_pairs(spec, plans[-1].cut)]
+        joined = list(_joined_pairs(spec, plans[-1].cut))
         if not joined:
             break
-        plans.append(min(joined, key=lambda plan: plan.cost_ns))
+        plans.append(cheapest(joined))
     return min(plans, key=lambda plan: plan.cost_ns)
+
+
+def ways_to_join(spec: NetworkSpec, cut: Cut, batch_size: int, fixed: Indices | None = None) -> Iterator[EntryPlan]:
+    """The plans that use these groups of cores: all entries at once, and slices of them that stay in the cache."""
+    yield (plan := plan_cut(spec, cut, batch_size, fixed))
+    if not plan.batch_last:
+        length = batch_size
+        while length > 1 and plan.batch_elements // batch_size * length > SLICE_ELEMENTS:
+            length //= 2
+        if length < batch_size:
+            yield plan_cut(spec, cut, batch_size, fixed, length)
 
 
 def connected_cuts(spec: NetworkSpec) -> Iterator[Cut]:
@@ -148,24 +175,33 @@ def _packed(spec: NetworkSpec, max_rows: int) -> Cut:
     return tuple(tuple(sorted(group)) for group in groups)
 
 
-def plan_cut(spec: NetworkSpec, cut: Cut, batch_size: int) -> EntryPlan:
-    """The plan that uses these groups of cores, and its work."""
-    outer = [_outer_bonds(spec, group) for group in cut]
-    place = spec.place_of_mode
-    modes = [
-        tuple(sorted({i for k in group for i in spec.cores[k] if i in place}, key=place.__getitem__)) for group in cut
-    ]
-    batch_last = _gathers_columns(spec, outer, modes, batch_size)
+def plan_cut(
+    spec: NetworkSpec,
+    cut: Cut,
+    batch_size: int,
+    fixed: Indices | None = None,
+    slice_length: int | None = None,
+) -> EntryPlan:
+    """The plan that uses these groups of cores, and its work; other arguments as of EntryPlan and `plan_entries`."""
+    batch_size = max(batch_size, 1)  # none costs as much as one
+    place = {index: n for n, index in enumerate((*spec.modes, *spec.bonds))}
+    inside = [sorted({i for k in group for i in spec.cores[k]}, key=place.__getitem__) for group in cut]
+    given = set(spec.modes if fixed is None else fixed)
+    modes = [tuple(i for i in indices if i in given) for indices in inside]
+    outer = [_outer_indices(spec, *item, given) for item in zip(cut, inside, strict=True)]
+    batch_last = len(given) == spec.order and _gathers_columns(spec, outer, modes, batch_size)
     groups = tuple(_plan_group(spec, *group, batch_last) for group in zip(cut, modes, outer, strict=True))
-    sizes = (*spec.sizes, (BATCH, batch_size))
-    join = plan_contraction(tuple(group.gathered for group in groups), (BATCH,), sizes)
+    output = (BATCH, *(mode for mode in spec.modes if mode not in given))
+    join = plan_contraction(tuple(group.gathered for group in groups), output, (*spec.sizes, (BATCH, batch_size)))
     rows = [prod(spec.size(i) for i in group.gathered if i != BATCH) for group in groups if group.modes]
-    work = _work_of(spec, groups, join, rows, batch_last, batch_size)
+    work = _work_of(spec, groups, join, rows, batch_last, batch_size, slice_length)
     if batch_last:
         batch_elements = min(rows[0], block_length(batch_size)) * batch_size
     else:
         batch_elements = max([max(rows) * batch_size, *join.intermediates])
-    return EntryPlan(groups, join, batch_last, work, batch_elements)
+        batch_elements = batch_elements // batch_size * (slice_length or batch_size)
+    multiply_adds = sum(group.merge.multiply_adds for group in groups) + join.multiply_adds
+    return EntryPlan(groups, join, batch_last, slice_length, work, multiply_adds, batch_elements)
 
 
 def _gathers_columns(spec: NetworkSpec, bonds: Sequence[Indices], modes: Sequence[Indices], batch_size: int) -> bool:
@@ -195,10 +231,11 @@ def _plan_group(
     return GroupPlan(cores, modes, merge_into(bonds + modes if batch_last else modes + bonds))
 
 
-def _outer_bonds(spec: NetworkSpec, group: Sequence[int]) -> Indices:
-    place, members = spec.place_of_bond, set(group)
-    inside = {i for k in group for i in spec.cores[k] if i in place}
-    return tuple(sorted((i for i in inside if not members.issuperset(spec.carriers[i])), key=place.__getitem__))
+def _outer_indices(spec: NetworkSpec, group: Sequence[int], inside: Sequence[str], fixed: set[str]) -> Indices:
+    """Bonds to other groups, and modes of which every entry has all positions; bonds first."""
+    members = set(group)
+    bonds = [i for i in inside if i in spec.place_of_bond and not members.issuperset(spec.carriers[i])]
+    return (*bonds, *(i for i in inside if i in spec.place_of_mode and i not in fixed))
 
 
 def _work_of(
@@ -208,21 +245,21 @@ def _work_of(
     rows: Sequence[int],
     batch_last: bool,
     batch_size: int,
+    slice_length: int | None,
 ) -> Work:
     sizes = {**dict(spec.sizes), BATCH: batch_size}
     tables = sum(elements_of(group.merge.output, sizes) for group in groups)
-    gathered = [row * batch_size for row in rows]
-    large = [] if batch_last else [n for n in gathered if n >= LARGE_ELEMENTS]
-    # A table's gradient is filled with zeros, and added to.
-    gather = Work(
-        calls=2 * len(groups),
-        moved_elements=2 * tables,
-        column_elements=sum(gathered) if batch_last else 0,
-        row_elements=0 if batch_last else sum(gathered),
-        large_elements=2 * sum(large),
-    )
     merges = [contraction_work(group.merge, sizes) for group in groups]
-    return gather.plus(*merges, *([] if batch_last else [contraction_work(join, sizes)]))
+    # A table's gradient is filled with zeros, and added to.
+    fill = Work(calls=2 * len(groups), moved_elements=2 * tables)
+    if batch_last:
+        return fill.plus(Work(column_elements=sum(rows) * batch_size), *merges)
+    length = slice_length or batch_size
+    large = sum(row * length for row in rows if row * length >= LARGE_ELEMENTS)
+    # In slices rows are gathered in backward too; that is half of a gather and the addition of its gradient.
+    gather = Work(row_elements=(1.5 if slice_length else 1) * sum(rows) * length, large_elements=2 * large)
+    joined = gather.plus(contraction_work(join, {**sizes, BATCH: length}, rebuilds=slice_length is not None))
+    return fill.plus(joined.times(batch_size / length), *merges)
 
 
 def block_length(batch_size: int) -> int:

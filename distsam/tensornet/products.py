@@ -7,7 +7,9 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from distsam.tensornet.contraction import ContractionPlan, Indices, contract, plan_contraction
+from distsam.tensornet.contraction import Indices, contract
+from distsam.tensornet.entries import entries_at
+from distsam.tensornet.planner import EntryPlan, plan_entries
 from distsam.tensornet.product_plans import ProductPlan, plan_product
 from distsam.tensornet.sliced import BATCH, contract_sliced
 from distsam.tensornet.spec import NetworkSpec
@@ -50,7 +52,7 @@ class BatchPlans(Generic[Plan]):
 
 
 MultiplyPlans = BatchPlans[ProductPlan]
-RowsPlans = BatchPlans[ContractionPlan]
+RowsPlans = BatchPlans[EntryPlan]
 
 
 def plan_multiply(spec: NetworkSpec, modes: Indices) -> MultiplyPlans:
@@ -61,9 +63,8 @@ def plan_multiply(spec: NetworkSpec, modes: Indices) -> MultiplyPlans:
 
 def plan_rows(spec: NetworkSpec, modes: Indices) -> RowsPlans:
     """For `rows`: T with `modes` at a position of its own for each row."""
-    operands, output = tuple(gathered(core, modes) for core in spec.cores), _output(spec, modes)
-    plans = tuple(plan_contraction(operands, output, (*spec.sizes, (BATCH, num))) for num in BATCHES)
-    return BatchPlans(modes, operands, output, plans)
+    plans = tuple(plan_entries(spec, num, modes) for num in BATCHES)
+    return BatchPlans(modes, tuple(gathered(core, modes) for core in spec.cores), _output(spec, modes), plans)
 
 
 def _output(spec: NetworkSpec, modes: Indices) -> Indices:
@@ -110,8 +111,8 @@ def rows(plans: RowsPlans, spec: NetworkSpec, cores: list[Tensor], positions: Te
     Returns:
         (B, *sizes of the other modes).
     """
-    taken = slices_of(plans.modes, spec, cores, positions)
-    return contract(plans.for_batch(positions.shape[0]), taken).contiguous()
+    at = dict(zip(plans.modes, positions.unbind(1), strict=True))
+    return entries_at(plans.for_batch(positions.shape[0]), spec, cores, at).contiguous()
 
 
 def slices_of(modes: Indices, spec: NetworkSpec, cores: Sequence[Tensor], positions: Tensor) -> list[Tensor]:

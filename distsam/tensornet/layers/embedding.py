@@ -13,6 +13,10 @@ from distsam.tensornet.layers.weight import NetworkArguments, shapes_of, weight_
 from distsam.tensornet.products import plan_rows
 from distsam.tensornet.ranks import Rank, Shape
 
+# Where more than this share of the numbers asked for are different, to take each of them once saves less than the
+# look-up of what was computed takes.
+REPEATED = 0.9
+
 
 class TensorizedEmbedding(nn.Module):
     """A table of num_embeddings rows as a tensor network: `torch.nn.Embedding` with fewer parameters.
@@ -72,10 +76,19 @@ class TensorizedEmbedding(nn.Module):
             IndexError: one is outside (on an accelerator torch's own assertion).
         """
         ids = _checked_ids(input, self.num_embeddings)
-        rows = self._rows(ids.reshape(-1))
+        rows = self._rows_once(ids.reshape(-1))
         if self.padding_idx is not None:
             rows = rows.masked_fill((ids.reshape(-1) == self.padding_idx).unsqueeze(1), 0)
         return rows.reshape(*ids.shape, self.embedding_dim)
+
+    def _rows_once(self, ids_B: Tensor) -> Tensor:
+        """Rows, each computed once however often it is asked for, where nobody has to wait for their number."""
+        if ids_B.device.type != "cpu" or torch.compiler.is_compiling():
+            return self._rows(ids_B)
+        unique, places_B = torch.unique(ids_B, return_inverse=True)
+        if len(unique) > REPEATED * len(ids_B):
+            return self._rows(ids_B)
+        return self._rows(unique).index_select(0, places_B)
 
     def _rows(self, ids_B: Tensor) -> Tensor:
         positions = _digits(ids_B, self.out_shape)
