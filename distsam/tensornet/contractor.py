@@ -5,10 +5,12 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from distsam.errors import ArgumentError
 from distsam.tensornet.contraction import contract, plan_contraction
-from distsam.tensornet.entries import entries_of
+from distsam.tensornet.entries import entries_at, entries_of
 from distsam.tensornet.planner import plan_entries
-from distsam.tensornet.products import MultiplyPlans, RowsPlans, multiply, rows
+from distsam.tensornet.product_plans import plan_product
+from distsam.tensornet.products import MultiplyPlans, RowsPlans, multiply, product_of, rows
 from distsam.tensornet.spec import NetworkSpec
 
 Cores = Sequence[nn.Parameter] | nn.ParameterList
@@ -39,24 +41,50 @@ class WholeCores:
 
     Args:
         spec: what the cores are.
+        max_peak_bytes: ceiling of what one evaluation makes, forward and backward, its result and the gradients of
+            its inputs and of the cores included; None: none.
+
+    Raises:
+        ArgumentError: (of every call) about "max_peak_bytes": nothing stays below it.
     """
 
-    def __init__(self, spec: NetworkSpec) -> None:
-        self.spec = spec
+    def __init__(self, spec: NetworkSpec, max_peak_bytes: int | None = None) -> None:
+        self.spec, self.max_peak_bytes = spec, max_peak_bytes
 
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """By the plan that is cheapest for so many entries."""
-        return entries_of(plan_entries(self.spec, indices.shape[0]), self.spec, list(cores), indices)
+        plan = plan_entries(self.spec, indices.shape[0], None, self._ceiling(cores))
+        self._check(plan.peak_elements, cores, f"{indices.shape[0]} entries need")
+        return entries_of(plan, self.spec, list(cores), indices)
 
     def dense(self, cores: Cores) -> Tensor:
         """By the cheapest order."""
         spec = self.spec
-        return contract(plan_contraction(spec.cores, spec.modes, spec.sizes), list(cores)).contiguous()
+        plan = plan_contraction(spec.cores, spec.modes, spec.sizes)
+        self._check(spec.num_parameters + 3 * sum(plan.intermediates), cores, "the full tensor needs")
+        return contract(plan, list(cores)).contiguous()
 
     def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
         """By the plan for so many vectors."""
-        return multiply(plans, list(cores), vectors)
+        if (ceiling := self._ceiling(cores)) is None:
+            return multiply(plans, list(cores), vectors)
+        plan = plan_product(self.spec, plans.modes, max(len(vectors), 1), ceiling)
+        self._check(plan.peak_elements, cores, f"{len(vectors)} vectors need")
+        return product_of(plan, list(cores), vectors)
 
     def rows(self, cores: Cores, positions: Tensor, plans: RowsPlans) -> Tensor:
         """By the plan for so many rows."""
-        return rows(plans, self.spec, list(cores), positions)
+        if (ceiling := self._ceiling(cores)) is None:
+            return rows(plans, self.spec, list(cores), positions)
+        plan = plan_entries(self.spec, len(positions), plans.modes, ceiling)
+        self._check(plan.peak_elements, cores, f"{len(positions)} rows need")
+        return entries_at(plan, self.spec, list(cores), dict(zip(plans.modes, positions.unbind(1), strict=True)))
+
+    def _ceiling(self, cores: Cores) -> int | None:
+        return None if self.max_peak_bytes is None else self.max_peak_bytes // cores[0].itemsize
+
+    def _check(self, peak_elements: int, cores: Cores, who: str) -> None:
+        if self.max_peak_bytes is not None and peak_elements * cores[0].itemsize > self.max_peak_bytes:
+            least = peak_elements * cores[0].itemsize
+            problem = f"is {self.max_peak_bytes}; {who} at least {least}, forward and backward: allow that, or ask for "
+            raise ArgumentError("max_peak_bytes", problem + "fewer at a time")

@@ -14,7 +14,6 @@ class Work(NamedTuple):
         calls: torch calls of merges, gathers and joins.
         multiply_adds: multiplications of matrix products, forward and backward.
         batched_multiply_adds: those of batched matrix products.
-        batched_matrices: matrices of batched products, most of them small.
         moved_elements: elements that are read and written by contractions, in any order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
@@ -24,7 +23,6 @@ class Work(NamedTuple):
     calls: float = 0
     multiply_adds: float = 0
     batched_multiply_adds: float = 0
-    batched_matrices: float = 0
     moved_elements: float = 0
     column_elements: float = 0
     row_elements: float = 0
@@ -42,15 +40,18 @@ class Work(NamedTuple):
 # From 32 MiB (float32) on glibc takes every tensor as fresh pages from the system and gives them back at once.
 LARGE_ELEMENTS = 2**23
 
+# Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
+# AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
+# evaluate 24 networks, within a factor of 1.37 (one sigma). Joins of rows count what they move, so that rows themselves
+# got no time; they have 1 ns here, for tables of which a row is all that is asked.
 NANOSECONDS = Work(
-    calls=25_000,
+    calls=23_000,
     multiply_adds=0.022,
-    batched_multiply_adds=0.3,
-    batched_matrices=50,
-    moved_elements=0.88,
-    column_elements=5.4,
-    row_elements=2,
-    large_elements=1.2,
+    batched_multiply_adds=1.5,
+    moved_elements=0.85,
+    column_elements=4.5,
+    row_elements=1.0,
+    large_elements=1.25,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -74,7 +75,6 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
         calls=1,
         multiply_adds=0 if pair.batch else multiply_adds,
         batched_multiply_adds=multiply_adds if pair.batch else 0,
-        batched_matrices=elements_of(pair.batch, sizes) if pair.batch and pair.summed else 0,
         moved_elements=sum(elements),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
     )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
+from distsam.tensornet.arguments import checked_size
 from distsam.tensornet.contractor import Contractor, WholeCores
 from distsam.tensornet.initial import NetworkStart, drawn_key
 from distsam.tensornet.products import MultiplyPlans, RowsPlans
@@ -51,6 +52,9 @@ class TensorNetwork(nn.Module):
             number, whatever the size; dtype and device change the cores by rounding only.
         dtype: of the parameters, floating; torch's default when None.
         device: of the parameters.
+        max_peak_bytes: ceiling of what one evaluation makes in one process, forward and backward: its result,
+            gradients and all that lies between. It then runs in slices, which can take longer; where even that does not
+            help, it is refused. None: no ceiling.
 
     Attributes:
         start: the random start that was drawn or noted last; None where the cores were given, or are still to be drawn.
@@ -71,6 +75,7 @@ class TensorNetwork(nn.Module):
         generator: torch.Generator | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        max_peak_bytes: int | None = None,
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
@@ -79,7 +84,9 @@ class TensorNetwork(nn.Module):
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ArgumentError("dtype", f"{dtype} is not floating; use float32, float64, bfloat16 or float16")
         self.spec = spec
-        self._contractor: Contractor = WholeCores(spec)
+        if max_peak_bytes is not None:
+            checked_size(max_peak_bytes, "max_peak_bytes")
+        self._contractor: Contractor = WholeCores(spec, max_peak_bytes)
         self.start: NetworkStart | None = None
         wanted = torch.get_default_device() if device is None else torch.device(device)
         # Where the cores go when their numbers come; None once they are there, and where nobody draws them.

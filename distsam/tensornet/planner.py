@@ -64,6 +64,7 @@ class EntryPlan:
         work: what forward and backward have to do.
         multiply_adds: of a forward pass.
         batch_elements: size of the largest tensor that has a row per entry.
+        peak_elements: of all that forward and backward make, gradients too, at the worst moment; at most.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -73,6 +74,7 @@ class EntryPlan:
     work: Work
     multiply_adds: int
     batch_elements: int
+    peak_elements: int
 
     @property
     def cost_ns(self) -> float:
@@ -85,7 +87,9 @@ class EntryPlan:
         return tuple(group.cores for group in self.groups)
 
 
-def plan_entries(spec: NetworkSpec, batch_size: int, fixed: Indices | None = None) -> EntryPlan:
+def plan_entries(
+    spec: NetworkSpec, batch_size: int, fixed: Indices | None = None, max_peak_elements: int | None = None
+) -> EntryPlan:
     """The cheapest plan for `batch_size` entries; plans are kept per spec and next power of two.
 
     Args:
@@ -93,15 +97,24 @@ def plan_entries(spec: NetworkSpec, batch_size: int, fixed: Indices | None = Non
         batch_size: number of entries.
         fixed: modes of which every entry has one position; of the others it has all, as the rows of a table have.
             None: all modes are fixed.
+        max_peak_elements: ceiling of `EntryPlan.peak_elements`; where no plan stays below, the lowest is given, and
+            the plan is for this very batch.
     """
-    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), spec.modes if fixed is None else fixed)
+    fixed = spec.modes if fixed is None else fixed
+    if max_peak_elements is not None:
+        return _cheapest(spec, max(batch_size, 1), fixed, max_peak_elements)
+    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), fixed)
 
 
 @lru_cache(maxsize=1024)
-def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices) -> EntryPlan:
+def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices, ceiling: int | None = None) -> EntryPlan:
+    def order(plan: EntryPlan) -> tuple[float, float]:
+        above = 0 if ceiling is None or plan.peak_elements <= ceiling else plan.peak_elements
+        return above, plan.cost_ns
+
     def cheapest(cuts: Iterable[Cut]) -> EntryPlan:
-        plans = (plan for cut in cuts for plan in ways_to_join(spec, cut, batch_size, fixed))
-        return min(plans, key=lambda plan: plan.cost_ns)
+        ways = (plan for cut in cuts for plan in ways_to_join(spec, cut, batch_size, fixed, ceiling is not None))
+        return min(ways, key=order)
 
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
         return cheapest(connected_cuts(spec))
@@ -113,18 +126,23 @@ def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices) -> EntryPlan:
         if not joined:
             break
         plans.append(cheapest(joined))
-    return min(plans, key=lambda plan: plan.cost_ns)
+    return min(plans, key=order)
 
 
-def ways_to_join(spec: NetworkSpec, cut: Cut, batch_size: int, fixed: Indices | None = None) -> Iterator[EntryPlan]:
-    """The plans that use these groups of cores: all entries at once, and slices of them that stay in the cache."""
+def ways_to_join(
+    spec: NetworkSpec, cut: Cut, batch_size: int, fixed: Indices | None = None, ceiling: bool = False
+) -> Iterator[EntryPlan]:
+    """The plans that use these groups of cores: all entries at once, and slices of them that stay in the cache; under
+    a ceiling slices of any length."""
     yield (plan := plan_cut(spec, cut, batch_size, fixed))
-    if not plan.batch_last:
-        length = batch_size
-        while length > 1 and plan.batch_elements // batch_size * length > SLICE_ELEMENTS:
-            length //= 2
-        if length < batch_size:
-            yield plan_cut(spec, cut, batch_size, fixed, length)
+    length = batch_size
+    while length > 1 and plan.batch_elements // batch_size * length > SLICE_ELEMENTS:
+        length = -(-length // 2)
+    if length < batch_size and not plan.batch_last:
+        yield plan_cut(spec, cut, batch_size, fixed, length)
+    while ceiling and length > 1:
+        length = -(-length // 4)
+        yield plan_cut(spec, cut, batch_size, fixed, length)
 
 
 def connected_cuts(spec: NetworkSpec) -> Iterator[Cut]:
@@ -189,7 +207,7 @@ def plan_cut(
     given = set(spec.modes if fixed is None else fixed)
     modes = [tuple(i for i in indices if i in given) for indices in inside]
     outer = [_outer_indices(spec, *item, given) for item in zip(cut, inside, strict=True)]
-    batch_last = len(given) == spec.order and _gathers_columns(spec, outer, modes, batch_size)
+    batch_last = slice_length is None and len(given) == spec.order and _gathers_columns(spec, outer, modes, batch_size)
     groups = tuple(_plan_group(spec, *group, batch_last) for group in zip(cut, modes, outer, strict=True))
     output = (BATCH, *(mode for mode in spec.modes if mode not in given))
     join = plan_contraction(tuple(group.gathered for group in groups), output, (*spec.sizes, (BATCH, batch_size)))
@@ -201,7 +219,8 @@ def plan_cut(
         batch_elements = max([max(rows) * batch_size, *join.intermediates])
         batch_elements = batch_elements // batch_size * (slice_length or batch_size)
     multiply_adds = sum(group.merge.multiply_adds for group in groups) + join.multiply_adds
-    return EntryPlan(groups, join, batch_last, slice_length, work, multiply_adds, batch_elements)
+    peak = _peak_elements(spec, groups, join, rows, batch_last, batch_size, slice_length)
+    return EntryPlan(groups, join, batch_last, slice_length, work, multiply_adds, batch_elements, peak)
 
 
 def _gathers_columns(spec: NetworkSpec, bonds: Sequence[Indices], modes: Sequence[Indices], batch_size: int) -> bool:
@@ -260,6 +279,29 @@ def _work_of(
     gather = Work(row_elements=(1.5 if slice_length else 1) * sum(rows) * length, large_elements=2 * large)
     joined = gather.plus(contraction_work(join, {**sizes, BATCH: length}, rebuilds=slice_length is not None))
     return fill.plus(joined.times(batch_size / length), *merges)
+
+
+def _peak_elements(
+    spec: NetworkSpec,
+    groups: Sequence[GroupPlan],
+    join: ContractionPlan,
+    rows: Sequence[int],
+    batch_last: bool,
+    batch_size: int,
+    slice_length: int | None,
+) -> int:
+    """At most: the gradients of the cores; what is merged, in the order in which it is multiplied, and its gradient;
+    row numbers (of twice the bytes, for each table, and two on the way); the result; and what is gathered."""
+    sizes = {**dict(spec.sizes), BATCH: batch_size}
+    merged = sum(elements_of(g.merge.output, sizes) + sum(g.merge.intermediates) for g in groups)
+    kept = spec.num_parameters + 3 * merged + elements_of(join.output, sizes) + 2 * (len(groups) + 2) * batch_size
+    if batch_last:
+        block = min(block_length(batch_size), rows[0]) * batch_size
+        return kept + (len(groups) + 2) * block
+    part = {**sizes, BATCH: slice_length or batch_size}
+    made = sum(elements_of(pair.result, part) for pair in join.pairs)
+    # Rows and what comes of them, the same in the order in which it is multiplied, and gradients.
+    return kept + 3 * (sum(rows) * part[BATCH] + made)
 
 
 def block_length(batch_size: int) -> int:

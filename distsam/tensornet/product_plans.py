@@ -224,23 +224,19 @@ class _Order:
     def slices(self, indices: Indices, elements: int, small: int) -> Slices:
         """How much of `indices` fits when no tensor in between has more elements; the first are cut most. Empty where
         nothing need be cut."""
-        found: dict[str, int] = {}
-        for index in indices:
-            if self._fits(found, indices, elements, small):
-                break
-            length = self.sizes[index]
-            while length > 1 and not self._fits({**found, index: length}, indices, elements, small):
-                length = -(-length // 2)
-            found[index] = length
-        return tuple((index, length) for index, length in found.items() if length < self.sizes[index])
-
-    def _fits(self, lengths: Mapping[str, int], indices: Indices, elements: int, small: int) -> bool:
-        sizes, hoisted = {**self.sizes, **lengths}, self._hoisted(indices, small)
-        first = len(self.plan.operands)
-        return all(
-            is_hoisted or elements_of(own, sizes) <= elements
+        first, sizes = len(self.plan.operands), dict(self.sizes)
+        hoisted = self._hoisted(indices, small)
+        large = [
+            own
             for own, is_hoisted in zip(self.indices[first:], hoisted[first:], strict=True)
-        )
+            if not is_hoisted and elements_of(own, sizes) > elements
+        ]
+        for index in indices:
+            cut = [own for own in large if index in own]
+            while sizes[index] > 1 and any(elements_of(own, sizes) > elements for own in cut):
+                sizes[index] = -(-sizes[index] // 2)
+            large = [own for own in large if elements_of(own, sizes) > elements]
+        return tuple((index, sizes[index]) for index in indices if sizes[index] < self.sizes[index])
 
     def sliced(self, slices: Slices, small: int) -> ProductPlan:
         """In slices, with what lies between made again in backward."""

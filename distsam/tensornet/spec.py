@@ -1,13 +1,19 @@
 """What a tensor network is before it has numbers: indices, their sizes, and which core carries which."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
+from typing import TYPE_CHECKING
 
 from distsam.errors import ArgumentError
 from distsam.tensornet.arguments import checked_size
+
+if TYPE_CHECKING:
+    import torch
+
+    from distsam.tensornet.description import Evaluation
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,33 @@ class NetworkSpec:
     def num_parameters(self) -> int:
         """Number of elements of all cores together."""
         return sum(prod(shape) for shape in self.core_shapes)
+
+    def plan(
+        self,
+        batch_size: int,
+        vectors_over: Sequence[str] = (),
+        *,
+        max_peak_bytes: int | None = None,
+        dtype: "torch.dtype | None" = None,
+    ) -> "Evaluation":
+        """How this network is evaluated for a batch: `print(spec.plan(100_000).describe())`.
+
+        It is the plan of `TensorNetwork.at` and, with `vectors_over`, of a layer; nothing is computed.
+
+        Args:
+            batch_size: number of entries, or of vectors.
+            vectors_over: modes of the vectors that the network is multiplied with; none: entries.
+            max_peak_bytes: as of `TensorNetwork`.
+            dtype: of the cores; float32 when None.
+
+        Raises:
+            ArgumentError: another mode, a batch below 1, or no plan stays below the ceiling.
+        """
+        import torch
+
+        from distsam.tensornet.description import plan_evaluation  # which needs this class
+
+        return plan_evaluation(self, batch_size, vectors_over, max_peak_bytes, dtype or torch.float32)
 
 
 def _check_names(spec: NetworkSpec) -> None:

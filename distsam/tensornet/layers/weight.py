@@ -30,12 +30,14 @@ class NetworkArguments(TypedDict, total=False):
         pad: fill a size up to one that has good factors (1009 is a prime; 1,024 is 16 x 8 x 8); what is beyond the size
             is never used.
         generator: of the start, as for TensorNetwork.
+        max_peak_bytes: as of TensorNetwork.
     """
 
     out_shape: Sequence[int] | None
     in_shape: Sequence[int] | None
     pad: bool
     generator: torch.Generator | None
+    max_peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,14 @@ def weight_network(
 ) -> WeightNetwork:
     """The network of a weight of these modes, its entries drawn with this root mean square, its core norms equal."""
     spec = weight_spec(format, *shapes, rank)
-    network = TensorNetwork(spec, std=std, generator=arguments.get("generator"), dtype=dtype, device=device)
+    network = TensorNetwork(
+        spec,
+        std=std,
+        generator=arguments.get("generator"),
+        dtype=dtype,
+        device=device,
+        max_peak_bytes=arguments.get("max_peak_bytes"),
+    )
     return WeightNetwork(network, *shapes)
 
 
