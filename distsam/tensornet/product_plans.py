@@ -9,6 +9,7 @@ batch alone.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import inf
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_along, plan_contraction
 from distsam.tensornet.cost import Work, contraction_work, cost_ns, elements_of
@@ -21,6 +22,8 @@ SLICE_ELEMENTS = (2**20, 2**18)
 SMALL_TABLE = 2**18
 # Under a ceiling, as small as it takes.
 LOW_ELEMENTS = (2**16, 2**14, 2**12, 2**10, 1)
+# An order of so many times the fewest multiplications is not looked at further.
+HOPELESS = 100
 # Every place to cut a network in two is tried up to this many cores; of more, the middle.
 MAX_CORES_CUT = 12
 
@@ -109,13 +112,16 @@ def _orders(spec: NetworkSpec, modes: Indices, batch_size: int) -> Iterator["_Or
     output = (BATCH, *(mode for mode in spec.modes if mode not in modes))
     operands = ((BATCH, *modes), *spec.cores)
     sizes = dict((*spec.sizes, (BATCH, batch_size)))
-    seen = set[tuple[tuple[int, int], ...]]()
+    seen = set[Path]()
+    most: float = inf
     for name, path in _paths(spec, operands, output, sizes):
         if path not in seen:
             seen.add(path)
-            yield _Order(
-                name, plan_along(_positions(path, len(operands)), operands, output, tuple(sizes.items())), sizes
-            )
+            plan = plan_along(_positions(path, len(operands)), operands, output, tuple(sizes.items()))
+            # The first is that of fewest.
+            most = min(most, HOPELESS * plan.multiply_adds)
+            if plan.multiply_adds <= most:
+                yield _Order(name, plan, sizes)
 
 
 def _paths(
