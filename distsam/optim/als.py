@@ -70,18 +70,18 @@ class ALS(Optimizer):
             if count > MOST_UNKNOWNS:
                 problem = f"has {count:,} unknowns that hang together; at most {MOST_UNKNOWNS:,} can be solved for"
                 raise ArgumentError("network", f"core {name} {problem}: take smaller bonds")
-        self._indices, self._targets = indices, targets.double()
+        self._columns, self._targets = indices.T.contiguous(), targets.double()
         self._blocks: list[list[Block]] | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One sweep over all cores; every rank calls it."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         if self._blocks is None:
-            on_host, device = self._indices.cpu().numpy(), self._indices.device
+            on_host, device = self._columns.cpu().numpy(), self._columns.device
             self._blocks = [sort_into_blocks(self._spec, k, on_host, device) for k in range(self._spec.num_cores)]
         group = self.param_groups[0]
         decay = float(group["weight_decay"])
@@ -99,13 +99,13 @@ class ALS(Optimizer):
         """Core k at the minimum."""
         assert self._blocks is not None
         form = row_form(self._spec, k)
-        environments = Environments(self._spec, k, cores, len(self._targets))
+        environments = Environments(self._spec, k, cores, self._columns)
         old_RP = form.rows_of(cores[k])
         new = []
         for block in self._blocks[k]:
             count = form.num_unknowns
             sums = old_RP.new_zeros(block.last - block.first, count, count + 1)
-            add_normal_equations(sums, block, environments, self._indices, self._targets)
+            add_normal_equations(sums, block, environments, self._targets)
             all_reduce_sum_(sums).mul_(2 * self._factor)
             new.append(minimisers(sums, old_RP[block.first : block.last], decay))
         return form.core_of(torch.cat(new))
@@ -115,11 +115,11 @@ def minimisers(sums_RPQ: Tensor, old_RP: Tensor, decay: float) -> Tensor:
     """(R, P) the rows g that minimise g A g / 2 - b g + lambda / 2 ||g||^2, each by itself; finite where `old_RP` is.
 
     Solved for the step d = g - old, (A + (lambda + mu) I) d = -(A old - b + lambda old), whose error shrinks with it.
-    mu is a weight on ||d||^2 / 2: where the entries leave a part of g open it stays as it is, instead of anything. The
-    step is a descent as long as the error E of the matrix that is really inverted keeps A + lambda + 2 (mu + E) positive:
-    the decrease is d (A / 2 + lambda / 2 + mu + E) d. Cholesky's is at most (P + 1) eps trace A in norm (Higham, Accuracy
-    and Stability, theorem 10.3, with |R^T| |R| bounded by its trace), and summing entries in blocks adds a few eps trace
-    A: so mu = 4 (P + 1) eps trace A, which is too small to be seen beside anything that the entries determine.
+    mu is a weight on ||d||^2 / 2: where the entries leave a part of g open it stays as it is, instead of anything. With
+    an error E in the matrix that is really inverted, the step lowers the function by d (A / 2 + lambda / 2 + mu + E) d:
+    it descends if mu is above the norm of E. Cholesky's E is at most (P + 1) eps trace A (Higham, Accuracy and Stability
+    of Numerical Algorithms, theorem 10.3; |R^T| |R| is bounded by its trace), and summing entries in blocks adds a few
+    eps trace A: so mu = 4 (P + 1) eps trace A, too small to be seen beside what the entries determine.
 
     Args:
         sums_RPQ: (R, P, P + 1) float64, A and behind it b.

@@ -101,21 +101,21 @@ class Block:
     pieces: tuple[Piece, ...]
 
 
-def sort_into_blocks(spec: NetworkSpec, k: int, indices: np.ndarray, device: torch.device) -> list[Block]:
+def sort_into_blocks(spec: NetworkSpec, k: int, columns: np.ndarray, device: torch.device) -> list[Block]:
     """The entries by the row of core k that they touch: one gather, in any order, and matrix products do the rest.
 
     Args:
         spec: of the network.
         k: which core.
-        indices: (B, order) int64; B may be 0.
+        columns: (order, B) int64, the positions of all entries, mode by mode; B may be 0.
         device: where the cores are.
 
     Returns:
         Blocks of rows, which cover all rows.
     """
     form = row_form(spec, k)
-    columns = tuple(indices[:, spec.place_of_mode[mode]] for mode in form.modes)
-    row_of = np.ravel_multi_index(columns, form.row_shape) if columns else np.zeros(len(indices), dtype=np.int64)
+    own = tuple(columns[spec.place_of_mode[mode]] for mode in form.modes)
+    row_of = np.ravel_multi_index(own, form.row_shape) if own else np.zeros(columns.shape[1], dtype=np.int64)
     order = np.argsort(row_of, kind="stable")
     starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=form.num_rows))])
     step = max(1, SUMS_BYTES // (8 * form.num_unknowns * (form.num_unknowns + 1)))
@@ -192,74 +192,73 @@ def _with_batch(spec: NetworkSpec, core: Indices) -> Indices:
 
 
 class Environments:
-    """(B, P) what all cores but one give at each of a batch of entries, over the bonds of that one.
+    """What all cores but one give at each entry, over the bonds of that one.
 
     Args:
         spec: of the network.
         k: the core that is left out.
-        cores: K tensors; core k is not looked at.
-        num_entries: of how many entries altogether the environments will be asked for.
+        cores: K tensors; of core k only dtype and device are looked at.
+        columns: (order, B) int64, contiguous: the positions of all entries, mode by mode.
     """
 
-    def __init__(self, spec: NetworkSpec, k: int, cores: Sequence[Tensor], num_entries: int) -> None:
+    def __init__(self, spec: NetworkSpec, k: int, cores: Sequence[Tensor], columns: Tensor) -> None:
         self._spec, self._num_unknowns = spec, row_form(spec, k).num_unknowns
-        self._like = cores[k]
+        self._like, self._columns = cores[k], columns
+        num_entries = columns.shape[1]
         length = max(1, min(num_entries, PIECE_ELEMENTS // self._num_unknowns))
         self._others = _others(spec, k, num_entries, length)
         taken = [cores[j] for j in self._others.cores]
         if self._others.table is not None:
-            table = contract(self._others.table, taken)
-            self._rows = [table.reshape(-1, self._num_unknowns)]
+            table = contract(self._others.table, taken).reshape(-1, self._num_unknowns)
+            self._rows = [table.contiguous()]
         else:
-            forms = [row_form(spec, j) for j in self._others.cores]
-            self._rows = [
-                f.rows_of(core).unflatten(1, f.bond_shape or (1,)) for f, core in zip(forms, taken, strict=True)
-            ]
+            self._rows = [_gatherable(spec, j, core) for j, core in zip(self._others.cores, taken, strict=True)]
 
-    def at(self, indices: Tensor) -> Tensor:
-        """(B, P), of (B, order) positions."""
+    def at(self, entries: Tensor) -> Tensor:
+        """(N, P), of (N,) int64 entries."""
         others = self._others
-        if others.table is not None:
-            rows = self._row_of(others.modes, indices)
-            return self._rows[0].expand(len(indices), -1) if rows is None else self._rows[0].index_select(0, rows)
-        if others.join is None:  # the network is this core alone
-            return self._like.new_ones(len(indices), 1)
-        found = []
-        for j, rows in zip(others.cores, self._rows, strict=True):
-            form = row_form(self._spec, j)
-            row_of = self._row_of(form.modes, indices)
-            taken = rows.squeeze(0) if row_of is None else rows.index_select(0, row_of)
-            found.append(taken if form.bonds else taken.squeeze(-1))
-        return contract(others.join, found).reshape(len(indices), self._num_unknowns)
+        if others.join is None and others.table is None:  # the network is this core alone
+            return self._like.new_ones(len(entries), 1)
+        if others.join is None:
+            return self._taken(self._rows[0], others.modes, entries).expand(len(entries), -1)
+        found = [
+            self._taken(rows, row_form(self._spec, j).modes, entries)
+            for j, rows in zip(others.cores, self._rows, strict=True)
+        ]
+        return contract(others.join, found).reshape(len(entries), self._num_unknowns)
 
-    def _row_of(self, modes: Indices, indices: Tensor) -> Tensor | None:
-        found: Tensor | None = None
+    def _taken(self, rows: Tensor, modes: Indices, entries: Tensor) -> Tensor:
+        """The row of each entry; where there are no modes, the one that is there."""
+        row_N: Tensor | None = None
         for mode in modes:
-            column = indices[:, self._spec.place_of_mode[mode]]
-            found = column if found is None else found * self._spec.size(mode) + column
-        return found
+            column = self._columns[self._spec.place_of_mode[mode]].index_select(0, entries)
+            row_N = column if row_N is None else row_N.mul_(self._spec.size(mode)).add_(column)
+        return rows if row_N is None else rows.index_select(0, row_N)
 
 
-def add_normal_equations(
-    sums_RPQ: Tensor, block: Block, environments: Environments, indices: Tensor, targets: Tensor
-) -> None:
+def _gatherable(spec: NetworkSpec, k: int, core: Tensor) -> Tensor:
+    """(R, *bonds) the rows of a core that has modes, else the core."""
+    form = row_form(spec, k)
+    rows = core if not form.modes else form.rows_of(core).reshape(form.num_rows, *form.bond_shape)
+    return rows.contiguous()
+
+
+def add_normal_equations(sums_RPQ: Tensor, block: Block, environments: Environments, targets: Tensor) -> None:
     """Add to the sums of a block's rows, for each entry with environment e and target y, e e^T and, behind it, e y.
 
     Args:
         sums_RPQ: (R, P, P + 1) float64.
         block: of `sort_into_blocks`.
         environments: of the core, of float64 cores.
-        indices: (B, order) int64.
         targets: (B,) float64.
     """
     num_unknowns = sums_RPQ.shape[1]
     for piece in block.pieces:
         chosen = piece.entries_CL.reshape(-1)
-        shape = (*piece.entries_CL.shape, num_unknowns)
-        env_CLP = environments.at(indices.index_select(0, chosen)).reshape(shape)
+        env_CLP = environments.at(chosen).reshape(*piece.entries_CL.shape, num_unknowns)
         if piece.keeps_CL1 is not None:
             env_CLP = env_CLP * piece.keeps_CL1
-        env_CPL = env_CLP.transpose(1, 2)
         y_CL1 = targets.index_select(0, chosen).reshape(*piece.entries_CL.shape, 1)
-        sums_RPQ[:, :, :num_unknowns].index_add_(0, piece.rows_C, env_CPL @ env_CLP)
-        sums_RPQ[:, :, num_unknowns:].index_add_(0, piece.rows_C, env_CPL @ y_CL1)
+        # Both products in one: a matrix times a vector takes about as long.
+        env_CPL, with_y_CLQ = env_CLP.transpose(1, 2), torch.cat([env_CLP, y_CL1], 2)
+        sums_RPQ.index_add_(0, piece.rows_C, env_CPL @ with_y_CLQ)
