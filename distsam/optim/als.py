@@ -117,9 +117,9 @@ def minimisers(sums_RPQ: Tensor, old_RP: Tensor, decay: float) -> Tensor:
     Solved for the step d = g - old, (A + (lambda + mu) I) d = -(A old - b + lambda old), whose error shrinks with it.
     mu is a weight on ||d||^2 / 2: where the entries leave a part of g open it stays as it is, instead of anything. With
     an error E in the matrix that is really inverted, the step lowers the function by d (A / 2 + lambda / 2 + mu + E) d:
-    it descends if mu is above the norm of E. Cholesky's E is at most (P + 1) eps trace A (Higham, Accuracy and Stability
-    of Numerical Algorithms, theorem 10.3; |R^T| |R| is bounded by its trace), and summing entries in blocks adds a few
-    eps trace A: so mu = 4 (P + 1) eps trace A, too small to be seen beside what the entries determine.
+    it descends if mu is above the norm of E. Cholesky's E is at most (P + 1) eps trace A (Higham, Accuracy and
+    Stability of Numerical Algorithms, theorem 10.3; |R^T| |R| is bounded by its trace), and summing entries in blocks
+    adds a few eps trace A: so mu = 4 (P + 1) eps trace A, too small to be seen beside what the entries determine.
 
     Args:
         sums_RPQ: (R, P, P + 1) float64, A and behind it b.
