@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from distsam.errors import ArgumentError
 from distsam.sharding.collectives import all_reduce_sum_, broadcast_from_first_
 from distsam.tensornet import CoreNetwork
-from distsam.tensornet.normal_equations import Block, Environments, add_normal_equations, row_form, sort_into_blocks
+from distsam.tensornet.environments import Environments, row_form
+from distsam.tensornet.normal_equations import Block, sort_into_blocks
 
 # A row of more unknowns has a matrix of more than 128 MiB, and takes more than 20 Gflop to solve.
 MOST_UNKNOWNS = 4096
@@ -42,7 +43,8 @@ class ALS(Optimizer):
         weight_decay: lambda, under this key in the parameter group.
         lr: not used here: for rescales around it, which read it.
 
-    Memory: 8 bytes for each entry and core, on top of the entries; beside that about 100 MiB, or the matrix of one row.
+    Memory: about 12 bytes for each entry and core, on top of the entries; beside that about 200 MiB, or the matrix of
+        one row a few times.
 
     Collectives: of each step, for every core all_reduce(sum) of R P (P + 1) float64 in blocks of at most 64 MiB, and a
         broadcast of the core.
@@ -70,8 +72,11 @@ class ALS(Optimizer):
             if count > MOST_UNKNOWNS:
                 problem = f"has {count:,} unknowns that hang together; at most {MOST_UNKNOWNS:,} can be solved for"
                 raise ArgumentError("network", f"core {name} {problem}: take smaller bonds")
-        self._columns, self._targets = indices.T.contiguous(), targets.double()
-        self._blocks: list[list[Block]] | None = None
+        self._columns = indices.T.contiguous()
+        on_host, values = self._columns.cpu().numpy(), targets.double().cpu().numpy()
+        self._blocks: list[list[Block]] = [
+            sort_into_blocks(network.spec, k, on_host, values, indices.device) for k in range(network.spec.num_cores)
+        ]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -80,9 +85,6 @@ class ALS(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._blocks is None:
-            on_host, device = self._columns.cpu().numpy(), self._columns.device
-            self._blocks = [sort_into_blocks(self._spec, k, on_host, device) for k in range(self._spec.num_cores)]
         group = self.param_groups[0]
         decay = float(group["weight_decay"])
         cores = [core.double() for core in group["params"]]
@@ -97,7 +99,6 @@ class ALS(Optimizer):
 
     def _solved(self, k: int, cores: list[Tensor], decay: float) -> Tensor:
         """Core k at the minimum."""
-        assert self._blocks is not None
         form = row_form(self._spec, k)
         environments = Environments(self._spec, k, cores, self._columns)
         old_RP = form.rows_of(cores[k])
@@ -105,7 +106,7 @@ class ALS(Optimizer):
         for block in self._blocks[k]:
             count = form.num_unknowns
             sums = old_RP.new_zeros(block.last - block.first, count, count + 1)
-            add_normal_equations(sums, block, environments, self._targets)
+            block.known.add_to(sums, environments)
             all_reduce_sum_(sums).mul_(2 * self._factor)
             new.append(minimisers(sums, old_RP[block.first : block.last], decay))
         return form.core_of(torch.cat(new))

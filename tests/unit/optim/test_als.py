@@ -12,7 +12,7 @@ import distsam
 from distsam.errors import ArgumentError
 from distsam.optim import ALS, Plain
 from distsam.optim.als import minimisers
-from distsam.tensornet.normal_equations import row_form
+from distsam.tensornet.environments import row_form
 
 sys.path.append(str(Path(__file__).parents[1] / "tensornet"))
 from einsum_reference import SPECS

@@ -6,7 +6,8 @@ import torch
 from einsum_reference import RELATIVE, SPECS, reference
 
 from distsam.tensornet import normal_equations
-from distsam.tensornet.normal_equations import Environments, add_normal_equations, row_form, sort_into_blocks
+from distsam.tensornet.environments import Environments, row_form
+from distsam.tensornet.normal_equations import CountedEntries, sort_into_blocks
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -33,10 +34,10 @@ def summed(spec: NetworkSpec, cores: list[np.ndarray], k: int, indices: np.ndarr
     columns = torch.from_numpy(np.ascontiguousarray(indices.T))
     environments = Environments(spec, k, [torch.from_numpy(core) for core in cores], columns)
     form, found = row_form(spec, k), []
-    for block in sort_into_blocks(spec, k, columns.numpy(), torch.device("cpu")):
+    for block in sort_into_blocks(spec, k, columns.numpy(), values, torch.device("cpu")):
         shape = (block.last - block.first, form.num_unknowns, form.num_unknowns + 1)
         sums = torch.zeros(shape, dtype=torch.float64)
-        add_normal_equations(sums, block, environments, torch.from_numpy(values))
+        block.known.add_to(sums, environments)
         found.append(sums)
     return torch.cat(found).numpy()
 
@@ -60,14 +61,22 @@ def test_the_sums_of_every_core_are_those_of_the_dense_design(name: str, count: 
 def test_blocks_and_pieces_of_any_size_give_the_same_sums(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = SPECS[name]
     cores, indices, values = problem(spec, 200)
+    monkeypatch.setattr(normal_equations, "_MOST_SQUARES", 0)  # no table of all cells
     whole = [summed(spec, cores, k, indices, values) for k in range(spec.num_cores)]
     monkeypatch.setattr(normal_equations, "SUMS_BYTES", 1000)
     monkeypatch.setattr(normal_equations, "PIECE_ELEMENTS", 40)
     for k, expected in enumerate(whole):
-        blocks = sort_into_blocks(spec, k, indices.T, torch.device("cpu"))
+        blocks = sort_into_blocks(spec, k, indices.T, values, torch.device("cpu"))
         assert blocks[-1].last == row_form(spec, k).num_rows
-        assert sum(len(block.pieces) for block in blocks) > 1
+        assert sum(len(block.known.pieces) for block in blocks) > 1  # type: ignore[attr-defined]
         np.testing.assert_allclose(summed(spec, cores, k, indices, values), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_entries_that_fill_a_table_are_counted_in_it() -> None:
+    for count, is_counted in ((50, True), (10, False)):  # of 60 cells; 15 are needed
+        _, indices, values = problem(SPECS["cp"], count)
+        kinds = [sort_into_blocks(SPECS["cp"], k, indices.T, values, torch.device("cpu")) for k in range(3)]
+        assert [isinstance(block.known, CountedEntries) for blocks in kinds for block in blocks] == [is_counted] * 3
 
 
 @pytest.mark.parametrize("name", SPECS)
