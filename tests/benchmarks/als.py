@@ -7,8 +7,8 @@ COVID-19 serology, 30 % observed: seconds until the held-out R2 is 0.65. Both si
 same entries from random factors, for as many iterations as that takes, found before; each L2 term of --decays and
 --regs is tried and the fastest counts. Data, split, start and, for distsam, the sorted entries are made before the
 clock runs. distsam's steps are those of `distsam train`, with the pass that measures the gradient; the sweeps alone are
-shown too. tensorly's `parafac(mask=...)` fills in the missing entries and fits all. The two take turns, so that a machine
-that gets slower slows both.
+shown too. tensorly's `parafac(mask=...)` fills in the missing entries and fits all. The two take turns, so that a
+machine that gets slower slows both.
 
 With --entries 20000000: one sweep of a CP network of bond 16 over so many entries of a tensor of 100,000 x 100,000 x
 100,000, beside an epoch of Adam on batches of 20,000 entries.
