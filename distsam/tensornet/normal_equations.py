@@ -26,7 +26,7 @@ SUMS_BYTES = 2**26
 # A chunk costs about as much as so many entries more: its matrix is added to that of its row.
 _CHUNK_ENTRIES = 8
 # Where at least every fourth entry is known, counting them in a table of all is faster than gathering those known: one
-# large matrix product (COVID-19, 30 % known, CP of bond 3: a sweep takes 1.1 in place of 2.2 ms). Up to so many numbers
+# large matrix product (COVID-19, 30 % known, CP of bond 3: a sweep takes 1.3 in place of 2.2 ms). Up to so many numbers
 # of the squares that it multiplies.
 _CELLS_PER_ENTRY = 4
 _MOST_SQUARES = 2**22
