@@ -39,6 +39,7 @@ _PUBLIC = {
     "shard": "distsam.sharding",
     "norm_deviation": "distsam.balance",
     "BalanceCoordinator": "distsam.balance",
+    "ALS": "distsam.optim",
     "SAM": "distsam.optim",
     "DAS": "distsam.optim",
     "BAR": "distsam.optim",

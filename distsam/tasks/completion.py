@@ -47,6 +47,15 @@ class Piece(NamedTuple):
     factor: float
 
 
+class Observations(NamedTuple):
+    """(B, order) indices and (B,) values as learnt, of this rank; the loss is `factor` times the sum of squared errors
+    over all ranks."""
+
+    indices: Tensor
+    targets: Tensor
+    factor: float
+
+
 class CompletionTask:
     """Tensor completion by a network, for one data rank of many.
 
@@ -172,6 +181,11 @@ class CompletionTask:
         if len(self._full_batch) != count:  # the same entries in every step: they stay on the device
             self._full_batch = self._load_pieces(step, count)
         return self._full_batch
+
+    def observations(self) -> Observations:
+        """All training entries of this rank, on the device: what the loss of a step without `batch_size` is made of."""
+        [piece] = self.microbatches(0, 1)
+        return Observations(piece.indices, piece.targets, piece.factor / self.context.data_size)
 
     def loss(self, model: nn.Module, batch: Piece) -> Tensor:
         """Squared errors of one piece; the mean over pieces and ranks is the loss of the step.

@@ -25,6 +25,7 @@ from distsam.train.auto_values import auto_values, loads_all
 from distsam.train.config import Config
 from distsam.train.fits import check_fits
 from distsam.train.frozen import frozen_identity
+from distsam.train.keys_of_arguments import arguments_as_keys
 from distsam.train.placement import place_weights, placement_of, row_bounds
 from distsam.train.settled import with_values
 
@@ -183,7 +184,7 @@ def assemble_parts(
     """
     config = with_values(config, {f"optim.{key}": value for key, value in auto.items()})
     num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, model, task)
     with warnings.catch_warnings():
         # The run says so itself, once and not on every rank.
         warnings.filterwarnings("ignore", message=".* holds no tensor network")
@@ -199,10 +200,20 @@ def assemble_parts(
     return RunParts(layout, task, model, plan, coordinator, engine, auto, num_trained, frozen)
 
 
-def build_optimizer(config: Config, model: nn.Module) -> Wrapper:
-    """The chain that `optim.method` names around `optim.base`, an ascent outermost; call after sharding."""
-    optim = config.optim
-    chain: Optimizer = parts.BASES.chosen(optim).build(optim, list(model.parameters()))
+def build_optimizer(config: Config, model: nn.Module, task: Task | None = None) -> Wrapper:
+    """The chain that `optim.method` names around `optim.base`, an ascent outermost; call after sharding.
+
+    Args:
+        config: of the run.
+        model: placed.
+        task: of the run; only a base that solves looks at it.
+
+    Raises:
+        InputError: an optimizer that does not suit the model.
+    """
+    optim, base = config.optim, parts.BASES.chosen(config.optim)
+    with arguments_as_keys("optim", network="optim.base"):
+        chain: Optimizer = base.build(optim, *((model, task) if base.solves else (list(model.parameters()),)))
     for part in reversed(parts.METHODS.split(optim.method)):
         is_rescale = part.word in parts.RESCALES.parts
         if is_rescale and not core_networks(model):

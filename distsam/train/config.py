@@ -60,7 +60,10 @@ class OptimKeys(Section):
     """How the weights move."""
 
     method: str = Field(default="sam", description="base, sam, das, nbar, obar, or a sum such as sam+das.")
-    base: str = Field(default="adam", description="The torch optimizer inside.")
+    base: str = Field(
+        default="adam",
+        description="The optimizer inside: one of torch's, or als, which solves for one core after the other.",
+    )
     lr: PositiveFloat | Auto = Field(default=1e-3, description="Learning rate; auto: by a rule, from the data.")
     weight_decay: NonNegativeFloat | Auto = Field(
         default=0.0, description="adamw: decoupled; sgd and adam: L2 in the gradient; auto: from the data."
@@ -253,6 +256,7 @@ def check_together(config: Config) -> None:
     _check_auto(config)
     _check_refit(config)
     parts.TASKS.chosen(config.task).check(config)
+    parts.BASES.chosen(config.optim).check(config)
     parts.ENGINES.chosen(config.engine).check(config)
 
 

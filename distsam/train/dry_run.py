@@ -132,6 +132,12 @@ def _check(config: Config, world_size: int, rank: int) -> None:
         raise InputError(f"--world-size: {world_size}; a world has at least 1 rank")
     if not 0 <= rank < world_size:
         raise InputError(f"--rank: {rank}; the ranks of a world of {world_size} are 0 to {world_size - 1}")
+    if parts.BASES.chosen(config.optim).solves:
+        word = config.optim.base
+        raise InputError(
+            f"optim.base: {word}: the dry run knows no values, and how the entries lie is what a step of {word} costs; "
+            "start the run with few train.steps"
+        )
     if parts.ENGINES.chosen(config.engine).plan is not None:
         word = config.engine.kind
         raise InputError(f"engine.kind: {word}: the dry run knows the native engine, whose step is torch's own")

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from distsam.train.seams import Field, Section, Shape
+from distsam.errors import InputError
+from distsam.train.seams import Field, Part, Seam, Section, Shape
 
 # A number, or the word by which it follows from the weights at the start.
 Strength = Annotated[float, Field(ge=0)] | Literal["auto"]
@@ -16,6 +17,10 @@ class SGDKeys(Section):
 
 class AdamKeys(Section):
     """base: adam and adamw take no keys of their own."""
+
+
+class ALSKeys(Section):
+    """base: als takes no keys of its own."""
 
 
 def _auto_rho(optim: Any, model: Any) -> float:
@@ -89,6 +94,70 @@ def build_adamw(optim: Any, params: Any) -> Any:
     from torch.optim import AdamW
 
     return AdamW(params, lr=optim.lr, weight_decay=optim.weight_decay)
+
+
+def build_als(optim: Any, model: Any, task: Any) -> Any:
+    """Alternating least squares over the cores of the model's network, on the training entries of the task.
+
+    Raises:
+        ArgumentError: a core is too large to be solved for.
+    """
+    from distsam.optim import ALS
+    from distsam.tensornet import core_networks
+
+    [network] = core_networks(model)
+    known = task.observations()
+    return ALS(network, known.indices, known.targets, known.factor, weight_decay=optim.weight_decay, lr=optim.lr)
+
+
+def check_als(ascents: Seam[Part], rescales: Seam[Part], config: Any) -> None:
+    """InputError where base: als would have to do what it does not do, or leave a key unused.
+
+    Args:
+        ascents, rescales: the two seams of optim.method.
+        config: of the run.
+    """
+    optim = config.optim
+    if config.task.kind != "completion":
+        raise InputError(
+            f"optim.base: als solves for the entries of a tensor, which task.kind={config.task.kind} does not learn; "
+            "use sgd, adam or adamw"
+        )
+    words = optim.method.split("+")
+    for word in words:
+        if word in ascents.parts:
+            raise InputError(
+                f"optim.method: {optim.method} steps along the gradient at other weights, and optim.base=als uses no "
+                f"gradient; use base or one of {', '.join(rescales.parts)}"
+            )
+    if config.sharding.plan not in ("auto", "replicate"):
+        raise InputError(
+            f"sharding.plan: {config.sharding.plan} cuts the weights, and optim.base=als needs all of them on every "
+            "rank; use replicate"
+        )
+    if config.engine.kind != "native":
+        raise InputError(f"engine.kind: {config.engine.kind} is not known to optim.base=als; use native")
+    if config.train.batch_size is not None:
+        raise InputError(
+            f"train.batch_size: {config.train.batch_size} is not used by optim.base=als, which takes all training "
+            "entries in every step; leave it out, or set train.batch_size=null"
+        )
+    if optim.clip_norm is not None:
+        raise InputError(
+            f"optim.clip_norm: {optim.clip_norm} is not used by optim.base=als, which uses no gradient; leave it out"
+        )
+    if not any(word in rescales.parts for word in words):
+        _refuse_rate(optim)
+
+
+def _refuse_rate(optim: Any) -> None:
+    for key in ("lr", "schedule", "warmup_steps", "final_lr"):
+        value = getattr(optim, key)
+        if value != type(optim).model_fields[key].default:
+            raise InputError(
+                f"optim.{key}: {value} is not used by optim.base=als, which has no learning rate; leave it out (with "
+                "optim.method=das, nbar or obar it is the rate of the rescaling)"
+            )
 
 
 def build_sam(optim: Any, inner: Any, model: Any) -> Any:

@@ -14,7 +14,7 @@ from distsam.train import optim_parts as optim
 from distsam.train import sharding_parts as sharding
 from distsam.train import target_parts as target
 from distsam.train import tracker_parts as trackers
-from distsam.train.seams import AUTO, EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart, TrackerPart
+from distsam.train.seams import AUTO, BasePart, EnginePart, Part, Seam, SectionForm, SumSeam, TaskPart, TrackerPart
 
 # build(config, context) -> Task
 TASKS: Seam[TaskPart] = Seam("task", "kind")
@@ -26,8 +26,8 @@ FORMATS: Seam[Part] = Seam("network", "format")
 CLASS_SOURCES: Seam[Part] = Seam("data", "source")
 # build(model section, shape of an input, number of classes) -> nn.Module
 MODELS: Seam[Part] = Seam("model", "kind")
-# build(optim section, parameters) -> torch Optimizer
-BASES: Seam[Part] = Seam("optim", "base")
+# build(optim section, parameters) -> torch Optimizer; of one that solves: build(optim section, model, task)
+BASES: Seam[BasePart] = Seam("optim", "base")
 # build(optim section, optimizer inside, networks) -> Wrapper
 RESCALES: Seam[Part] = Seam("optim", "method")
 # build(optim section, optimizer inside, model) -> Wrapper
@@ -67,9 +67,12 @@ FORMATS.add(Part("tt", completion.BondKeys, completion.build_tt))
 FORMATS.add(Part("tr", completion.BondKeys, completion.build_tr))
 FORMATS.add(Part("einsum", completion.EinsumKeys, completion.build_einsum))
 
-BASES.add(Part("sgd", optim.SGDKeys, optim.build_sgd))
-BASES.add(Part("adam", optim.AdamKeys, optim.build_adam))
-BASES.add(Part("adamw", optim.AdamKeys, optim.build_adamw))
+BASES.add(BasePart("sgd", optim.SGDKeys, optim.build_sgd))
+BASES.add(BasePart("adam", optim.AdamKeys, optim.build_adam))
+BASES.add(BasePart("adamw", optim.AdamKeys, optim.build_adamw))
+BASES.add(
+    BasePart("als", optim.ALSKeys, optim.build_als, solves=True, check=partial(optim.check_als, ASCENTS, RESCALES))
+)
 
 ASCENTS.add(Part("sam", optim.SAMKeys, optim.build_sam))
 

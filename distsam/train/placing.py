@@ -37,8 +37,10 @@ class Placing:
 
 
 def wants_plan(config: Config, world_size: int) -> bool:
-    """True where a plan is to be chosen: of one process there is nothing to choose, an engine may have its own."""
-    return config.sharding.plan == AUTO and world_size > 1 and parts.ENGINES.chosen(config.engine).plan is None
+    """True where a plan is to be chosen: of one process there is nothing to choose, an engine may have its own, and a
+    base that solves needs copies."""
+    has_own = parts.ENGINES.chosen(config.engine).plan is not None or parts.BASES.chosen(config.optim).solves
+    return config.sharding.plan == AUTO and world_size > 1 and not has_own
 
 
 def as_copies(world: World) -> Layout:

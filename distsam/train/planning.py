@@ -162,7 +162,9 @@ def _num_passes(config: Config) -> int:
 
 
 def _state_of(config: Config) -> State:
-    """What the base optimizer keeps of a parameter, as one of four numbers shows."""
+    """What the base optimizer keeps of a parameter, as one of four numbers shows; one that solves keeps nothing."""
+    if parts.BASES.chosen(config.optim).solves:
+        return State(0, 0)
     with unset_fake_temporarily():
         return _state_after_a_step(config)
 

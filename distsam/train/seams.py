@@ -51,6 +51,7 @@ class Part:
 
 __all__ = [
     "AUTO",
+    "BasePart",
     "EnginePart",
     "Field",
     "Part",
@@ -302,6 +303,20 @@ def _optional(keys: type[Section], key: str) -> tuple[Any, Any]:
         info.default = None
         return (info.annotation | None, info)  # type: ignore[operator]
     return (info.annotation, info)
+
+
+@dataclass(frozen=True)
+class BasePart(Part):
+    """A part of the seam of base optimizers.
+
+    Args:
+        solves: it solves for the weights instead of stepping along gradients: it keeps no state and knows no learning
+            rate, every rank holds all weights, and `build` is given the model and the task.
+        check: raises InputError where keys of several sections do not fit together.
+    """
+
+    solves: bool = False
+    check: Callable[[Any], None] = lambda config: None
 
 
 @dataclass(frozen=True)

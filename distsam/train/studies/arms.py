@@ -128,6 +128,12 @@ def gradients_per_step(config: Config) -> int:
     return 2 if any(part.word in parts.ASCENTS.parts for part in parts.METHODS.split(config.optim.method)) else 1
 
 
+def has_rate(config: Config, method: str) -> bool:
+    """True where with this optim.method a learning rate moves something: the base's step, or a rescaling before it."""
+    is_rescaled = any(part.word in parts.RESCALES.parts for part in parts.METHODS.split(method))
+    return is_rescaled or not parts.BASES.chosen(config.optim).solves
+
+
 def _shipped(name: str, config: Config, own: dict[str, Arm]) -> Arm:
     if name == _AS_IT_IS:
         return Arm(name)
@@ -151,6 +157,8 @@ def _settings(methods: list[str], decays: list[str], config: Config) -> Iterator
     yield "optim.method", "+".join(methods) or _PLAIN
     if config.optim.base in ("adam", "adamw"):
         yield "optim.base", "adamw" if decays == ["wd"] else "adam"
+    if not has_rate(config, "+".join(methods) or _PLAIN):
+        yield "optim.lr", type(config.optim).model_fields["lr"].default
     yield "optim.weight_decay", 0.0
     # What the config gave to a method that this arm has not, would be refused there.
     used = {key for word in methods for key in parts.METHODS.parts[word].keys.model_fields}
@@ -161,9 +169,11 @@ def _settings(methods: list[str], decays: list[str], config: Config) -> Iterator
 
 
 def _tuned(words: list[str], config: Config) -> Iterator[tuple[str, str]]:
-    """The learning rate, in every arm, so that no arm wins by a better one; and what each word brings."""
-    rate = float(config.optim.lr)  # never auto: the study has put a number in its place
-    yield "optim.lr", f"log:{rate / _RATE_RANGE:.3g}:{rate * _RATE_RANGE:.3g}"
+    """The learning rate, in every arm that has one, so that no arm wins by a better one; and what each word brings."""
+    methods = [word for word in words if word in parts.METHODS.parts]
+    if has_rate(config, "+".join(methods) or _PLAIN):
+        rate = float(config.optim.lr)  # never auto: the study has put a number in its place
+        yield "optim.lr", f"log:{rate / _RATE_RANGE:.3g}:{rate * _RATE_RANGE:.3g}"
     for word in words:
         if word in _TUNES:
             key, space = _TUNES[word]

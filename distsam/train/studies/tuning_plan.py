@@ -10,7 +10,7 @@ from distsam.runs.study import StudyFolder
 from distsam.train import parts
 from distsam.train.config import Config
 from distsam.train.config_file import to_yaml, with_overrides
-from distsam.train.studies.arms import METHOD_SPACES, as_overrides
+from distsam.train.studies.arms import METHOD_SPACES, as_overrides, has_rate
 from distsam.train.studies.opened import check_validation, opened
 from distsam.train.studies.space import Space, parse_space
 from distsam.train.studies.tuning import KIND, REDUCTION
@@ -76,7 +76,8 @@ def default_spaces(config: Config, task: Any, fixed: Collection[str] = ()) -> di
     """What is varied when its user does not say: the task's own space, rate, decay, and what the method has."""
     search = parts.TASKS.chosen(config.task).search
     spaces = {} if search is None else search.spaces(config, task)
-    spaces["optim.lr"] = parse_space("optim.lr", _RATES)
+    if has_rate(config, config.optim.method):
+        spaces["optim.lr"] = parse_space("optim.lr", _RATES)
     spaces["optim.weight_decay"] = parse_space("optim.weight_decay", _DECAYS.get(config.optim.base, _L2))
     for part in parts.METHODS.split(config.optim.method):
         if part.word in METHOD_SPACES:

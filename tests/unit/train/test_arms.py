@@ -38,6 +38,13 @@ def test_all_arms_but_the_config_tune_the_learning_rate(config: Config):
     assert [arm.name for arm in arms if "optim.lr" not in arm.tune] == ["config"]
 
 
+def test_an_arm_without_a_learning_rate_tunes_none(config: Config):
+    als = config.model_copy(update={"optim": config.optim.model_copy(update={"base": "als"})})
+    arms = make_arms(["base", "l2", "das"], als, {})
+    assert [arm.name for arm in arms if "optim.lr" in arm.tune] == ["das"]
+    assert [arm.set["optim.lr"] for arm in arms if "optim.lr" in arm.set] == [1e-3] * 2
+
+
 def test_only_sam_takes_two_gradients(config: Config, tmp_path: Path):
     configs = configs_of(make_arms(["base", "das", "sam", "sam+das"], config, {}), config)
     assert [gradients_per_step(c) for c in configs.values()] == [1, 1, 2, 2]
