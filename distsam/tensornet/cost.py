@@ -14,18 +14,24 @@ class Work(NamedTuple):
         calls: torch calls of merges, gathers and joins.
         multiply_adds: multiplications of matrix products, forward and backward.
         batched_multiply_adds: those of batched matrix products.
+        small_multiply_adds: those of batched products of matrices so small that torch multiplies them number by number.
+        batched_matrices: results of batched products of larger ones.
         moved_elements: elements that are read and written by contractions, in any order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
-        large_elements: elements of tensors of LARGE_ELEMENTS and more.
+        far_elements: those of moved_elements that are in tensors of FAR_ELEMENTS and more.
+        large_elements: those in tensors of LARGE_ELEMENTS and more.
     """
 
     calls: float = 0
     multiply_adds: float = 0
     batched_multiply_adds: float = 0
+    small_multiply_adds: float = 0
+    batched_matrices: float = 0
     moved_elements: float = 0
     column_elements: float = 0
     row_elements: float = 0
+    far_elements: float = 0
     large_elements: float = 0
 
     def plus(self, *others: "Work") -> "Work":
@@ -39,19 +45,27 @@ class Work(NamedTuple):
 
 # From 32 MiB (float32) on glibc takes every tensor as fresh pages from the system and gives them back at once.
 LARGE_ELEMENTS = 2**23
+# More than the cache of a core holds.
+FAR_ELEMENTS = 2**19
+# torch multiplies batches of matrices of fewer multiplications each in loops of its own, as LinearAlgebra.cpp of ATen
+# says.
+SMALL_PRODUCT = 400
 
 # Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
 # AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
-# evaluate 24 networks, within a factor of 1.37 (one sigma). Joins of rows count what they move, so that rows themselves
-# got no time; they have 1 ns here, for tables of which a row is all that is asked.
+# evaluate 30 networks, within a factor of 1.37 (one sigma). Batched products got no time for their multiplications
+# beside that for their matrices; they have that of other products here.
 NANOSECONDS = Work(
-    calls=23_000,
-    multiply_adds=0.022,
-    batched_multiply_adds=1.5,
-    moved_elements=0.85,
-    column_elements=4.5,
-    row_elements=1.0,
-    large_elements=1.25,
+    calls=25_000,
+    multiply_adds=0.02,
+    batched_multiply_adds=0.02,
+    small_multiply_adds=0.92,
+    batched_matrices=150,
+    moved_elements=0.70,
+    column_elements=4.7,
+    row_elements=0.67,
+    far_elements=0.42,
+    large_elements=1.1,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -71,13 +85,16 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
     """Work of one contraction of two tensors; forward and backward together take three of them."""
     elements = [elements_of(indices, sizes) for indices in (pair.a, pair.b, pair.result)]
     multiply_adds = elements_of(tuple({*pair.a, *pair.b}), sizes) if pair.summed else 0
+    matrices = elements_of(pair.batch, sizes)
+    is_small = multiply_adds < SMALL_PRODUCT * matrices
+    kind = "multiply_adds" if not pair.batch else "small_multiply_adds" if is_small else "batched_multiply_adds"
     return Work(
         calls=1,
-        multiply_adds=0 if pair.batch else multiply_adds,
-        batched_multiply_adds=multiply_adds if pair.batch else 0,
+        batched_matrices=matrices if kind == "batched_multiply_adds" else 0,
         moved_elements=sum(elements),
+        far_elements=sum(n for n in elements if n >= FAR_ELEMENTS),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
-    )
+    )._replace(**{kind: multiply_adds})
 
 
 def contraction_work(plan: ContractionPlan, sizes: Mapping[str, int], rebuilds: bool = False) -> Work:

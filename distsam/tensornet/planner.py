@@ -13,7 +13,7 @@ from itertools import combinations
 from math import prod
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
-from distsam.tensornet.cost import LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
+from distsam.tensornet.cost import FAR_ELEMENTS, LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
 from distsam.tensornet.sliced import BATCH
 from distsam.tensornet.spec import NetworkSpec
 
@@ -274,9 +274,11 @@ def _work_of(
     if batch_last:
         return fill.plus(Work(column_elements=sum(rows) * batch_size), *merges)
     length = slice_length or batch_size
-    large = sum(row * length for row in rows if row * length >= LARGE_ELEMENTS)
+    large, far = (sum(row * length for row in rows if row * length >= n) for n in (LARGE_ELEMENTS, FAR_ELEMENTS))
     # In slices rows are gathered in backward too; that is half of a gather and the addition of its gradient.
-    gather = Work(row_elements=(1.5 if slice_length else 1) * sum(rows) * length, large_elements=2 * large)
+    gather = Work(
+        row_elements=(1.5 if slice_length else 1) * sum(rows) * length, far_elements=2 * far, large_elements=2 * large
+    )
     joined = gather.plus(contraction_work(join, {**sizes, BATCH: length}, rebuilds=slice_length is not None))
     return fill.plus(joined.times(batch_size / length), *merges)
 

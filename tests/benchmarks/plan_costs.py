@@ -7,7 +7,9 @@ way takes than the one that was measured fastest.
 """
 
 import argparse
+import random
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from math import exp, log
@@ -18,8 +20,8 @@ from torch import Tensor
 
 import distsam
 from distsam.tensornet.cost import NANOSECONDS, Work, cost_ns
-from distsam.tensornet.entries import entries_of
-from distsam.tensornet.planner import connected_cuts, plan_cut
+from distsam.tensornet.entries import entries_at, entries_of
+from distsam.tensornet.planner import connected_cuts, ways_to_join
 from distsam.tensornet.product_plans import candidate_products
 from distsam.tensornet.products import product_of
 from distsam.tensornet.ranks import weight_spec
@@ -59,6 +61,18 @@ LAYERS = [
 LAYER_BATCH_SIZES = [4, 64, 256, 2048]
 
 
+# Format, factors of the number of rows and of their length, bond.
+TABLES = [
+    ("tt_matrix", (100, 100, 100), (4, 4, 4), 16),
+    ("tt_matrix", (40, 50), (8, 8), 12),
+    ("tt_matrix", (200, 300), (4, 4), 8),
+    ("cp", (100, 100), (8, 8), 64),
+    ("tr", (60, 80), (8, 4), 6),
+    ("tucker", (100, 100), (8, 8), 8),
+]
+TABLE_BATCH_SIZES = [64, 1024, 8192]
+
+
 class Measured(NamedTuple):
     """One way to do one thing."""
 
@@ -88,11 +102,24 @@ def ways_of_entries(spec: distsam.NetworkSpec, batch_size: int, arguments: argpa
         list(network.cores),
         torch.stack([torch.randint(size, (batch_size,)) for size in spec.shape], 1),
     )
-    plans = [plan_cut(spec, cut, batch_size) for cut in connected_cuts(spec)]
+    plans = [plan for cut in connected_cuts(spec) for plan in ways_to_join(spec, cut, batch_size)]
     return [
         Measured(plan.work, timed_ns(partial(entries_of, plan, spec, cores, indices), cores, arguments.repeats))
         for plan in plans
         if plan.cost_ns < 1e6 * arguments.longest_ms
+    ]
+
+
+def ways_of_rows(
+    spec: distsam.NetworkSpec, modes: tuple[str, ...], batch_size: int, arguments: argparse.Namespace
+) -> list[Measured]:
+    cores = list(distsam.TensorNetwork(spec).cores)
+    at = {mode: torch.randint(spec.size(mode), (batch_size,)) for mode in modes}
+    plans = [plan for cut in connected_cuts(spec) for plan in ways_to_join(spec, cut, batch_size, modes)]
+    return [
+        Measured(plan.work, timed_ns(partial(entries_at, plan, spec, cores, at), cores, arguments.repeats))
+        for plan in plans
+        if plan.cost_ns < 1e6 * arguments.longest_ms and plan.cost_ns < 20 * min(p.cost_ns for p in plans)
     ]
 
 
@@ -127,6 +154,38 @@ def fit(works: list[Work], times_ns: list[float]) -> Work:
     return Work(*log_ns_W.detach().exp().tolist())
 
 
+def random_ways(number: int, arguments: argparse.Namespace) -> tuple[list[Measured], str]:
+    """One of many networks that nobody chose: entries, rows or a layer."""
+    rng = random.Random(number)
+    kind = ("entries", "rows", "layer")[number % 3]
+    format = rng.choice(["tt", "tr", "cp", "tucker"] if kind == "entries" else ["tt_matrix", "tr", "cp", "tucker"])
+    order = rng.choice([3, 4]) if kind == "entries" else 2 if format in ("tr", "cp", "tucker") else rng.choice([2, 3])
+    batch_size = round(2 ** rng.uniform(5, 17 if kind == "entries" else 13 if kind == "rows" else 11))
+    bond = rng.choice([4, 8, 12, 16, 24]) // (2 if format in ("tr", "tucker") else 1)
+    if kind == "entries":
+        shape = tuple(round(2 ** rng.uniform(3, 11 - order)) for _ in range(order))
+        spec = getattr(distsam, format)(shape, [bond] * order if format == "tucker" else bond)
+        return ways_of_entries(spec, batch_size, arguments), f"{batch_size} entries of {format} {shape} bond {bond}"
+    outputs = tuple(round(2 ** rng.uniform(2, 10 / order)) for _ in range(order))
+    inputs = tuple(round(2 ** rng.uniform(2, 10 / order)) for _ in range(order))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of bonds that are larger than they can use
+        spec = weight_spec(format, outputs, inputs, bond)
+    what = f"{batch_size} {'rows' if kind == 'rows' else 'vectors'} of {format} {outputs} x {inputs} bond {bond}"
+    if kind == "rows":
+        return ways_of_rows(spec, spec.modes[:order], batch_size, arguments), what
+    return ways_of_products(spec, spec.modes[order:], batch_size, arguments), what
+
+
+def check_random(arguments: argparse.Namespace) -> None:
+    """Prints how often the chosen way is within 1.25 times the fastest of those tried."""
+    regrets = [report(*random_ways(number, arguments)) for number in range(arguments.random)]
+    good = sum(regret <= 1.25 for regret in regrets)
+    print(
+        f"{good} of {len(regrets)} within 1.25 times the fastest, mean {exp(sum(map(log, regrets)) / len(regrets)):.3f}"
+    )
+
+
 def report(ways: list[Measured], what: str) -> float:
     """Prints what is chosen, and returns how many times longer it takes than the fastest."""
     chosen = min(ways, key=lambda way: cost_ns(way.work))
@@ -144,8 +203,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--longest-ms", type=float, default=400.0, help="ways expected to take longer are left out")
     parser.add_argument("--save", help="a file for what was measured")
+    parser.add_argument("--random", type=int, help="look at so many random networks instead, and fit nothing")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    if arguments.random:
+        check_random(arguments)
+        return
     measured: list[Measured] = []
     regrets: list[float] = []
     for spec in SPECS:
@@ -154,6 +217,12 @@ def main() -> None:
             measured += ways
             bonds = [spec.size(b) for b in spec.bonds]
             regrets.append(report(ways, f"{batch_size} entries of {spec.format} {spec.shape} bonds {bonds}"))
+    for format, num_rows, length, bond in TABLES:
+        spec = weight_spec(format, num_rows, length, bond)
+        for batch_size in TABLE_BATCH_SIZES:
+            ways = ways_of_rows(spec, spec.modes[: len(num_rows)], batch_size, arguments)
+            measured += ways
+            regrets.append(report(ways, f"{batch_size} rows of {format} {num_rows} of {length} bond {bond}"))
     for format, outputs, inputs, bond in LAYERS:
         spec = weight_spec(format, outputs, inputs, bond)
         for batch_size in LAYER_BATCH_SIZES:
