@@ -12,7 +12,8 @@ class Work(NamedTuple):
 
     Args:
         calls: torch calls of merges, gathers and joins.
-        multiply_adds: multiplications of matrix products, forward and backward.
+        multiply_adds: multiplications of matrix products, forward and backward, with the sides of small matrices
+            filled up to LANES.
         batched_multiply_adds: those of batched matrix products.
         small_multiply_adds: those of batched products of matrices so small that torch multiplies them number by number.
         batched_matrices: results of batched products of larger ones.
@@ -47,25 +48,26 @@ class Work(NamedTuple):
 LARGE_ELEMENTS = 2**23
 # More than the cache of a core holds.
 FAR_ELEMENTS = 2**19
+# Numbers that are multiplied at once: narrow matrices leave some of them idle.
+LANES = 16
 # torch multiplies batches of matrices of fewer multiplications each in loops of its own, as LinearAlgebra.cpp of ATen
 # says.
 SMALL_PRODUCT = 400
 
 # Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
 # AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
-# evaluate 30 networks, within a factor of 1.37 (one sigma). Batched products got no time for their multiplications
-# beside that for their matrices; they have that of other products here.
+# evaluate 30 networks, within a factor of 1.39 (one sigma).
 NANOSECONDS = Work(
-    calls=25_000,
-    multiply_adds=0.02,
-    batched_multiply_adds=0.02,
-    small_multiply_adds=0.92,
-    batched_matrices=150,
-    moved_elements=0.70,
-    column_elements=4.7,
-    row_elements=0.67,
-    far_elements=0.42,
-    large_elements=1.1,
+    calls=28_000,
+    multiply_adds=0.0172,
+    batched_multiply_adds=0.103,
+    small_multiply_adds=1.19,
+    batched_matrices=74,
+    moved_elements=0.69,
+    column_elements=5.6,
+    row_elements=0.56,
+    far_elements=0.445,
+    large_elements=1.05,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -87,6 +89,8 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
     multiply_adds = elements_of(tuple({*pair.a, *pair.b}), sizes) if pair.summed else 0
     matrices = elements_of(pair.batch, sizes)
     is_small = multiply_adds < SMALL_PRODUCT * matrices
+    if not pair.batch and pair.summed:
+        multiply_adds = _filled(pair, sizes)
     kind = "multiply_adds" if not pair.batch else "small_multiply_adds" if is_small else "batched_multiply_adds"
     return Work(
         calls=1,
@@ -95,6 +99,12 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
         far_elements=sum(n for n in elements if n >= FAR_ELEMENTS),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
     )._replace(**{kind: multiply_adds})
+
+
+def _filled(pair: Pair, sizes: Mapping[str, int]) -> int:
+    """Multiplications that the processor makes room for: rows and columns in full lanes, and to begin with each sum."""
+    rows, columns, summed = (elements_of(own, sizes) for own in (pair.free_a, pair.free_b, pair.summed))
+    return -(-rows // LANES) * LANES * -(-columns // LANES) * LANES * (summed + LANES)
 
 
 def contraction_work(plan: ContractionPlan, sizes: Mapping[str, int], rebuilds: bool = False) -> Work:

@@ -138,7 +138,7 @@ def ways_to_join(
     length = batch_size
     while length > 1 and plan.batch_elements // batch_size * length > SLICE_ELEMENTS:
         length = -(-length // 2)
-    if length < batch_size and not plan.batch_last:
+    if length < batch_size and plan.join.pairs and not plan.batch_last:
         yield plan_cut(spec, cut, batch_size, fixed, length)
     while ceiling and length > 1:
         length = -(-length // 4)
