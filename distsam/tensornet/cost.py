@@ -17,7 +17,8 @@ class Work(NamedTuple):
         batched_multiply_adds: those of batched matrix products.
         small_multiply_adds: those of batched products of matrices so small that torch multiplies them number by number.
         batched_matrices: results of batched products of larger ones.
-        moved_elements: elements that are read and written by contractions, in any order.
+        moved_elements: elements that are read and written by contractions.
+        copied_elements: elements of tensors that are first brought into another order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
         far_elements: those of moved_elements that are in tensors of FAR_ELEMENTS and more.
@@ -30,6 +31,7 @@ class Work(NamedTuple):
     small_multiply_adds: float = 0
     batched_matrices: float = 0
     moved_elements: float = 0
+    copied_elements: float = 0
     column_elements: float = 0
     row_elements: float = 0
     far_elements: float = 0
@@ -56,18 +58,19 @@ SMALL_PRODUCT = 400
 
 # Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
 # AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
-# evaluate 30 networks, within a factor of 1.39 (one sigma).
+# evaluate 30 networks, within a factor of 1.38 (one sigma).
 NANOSECONDS = Work(
-    calls=28_000,
-    multiply_adds=0.0172,
-    batched_multiply_adds=0.103,
-    small_multiply_adds=1.19,
-    batched_matrices=74,
-    moved_elements=0.69,
-    column_elements=5.6,
-    row_elements=0.56,
-    far_elements=0.445,
-    large_elements=1.05,
+    calls=25_000,
+    multiply_adds=0.0173,
+    batched_multiply_adds=0.078,
+    small_multiply_adds=0.68,
+    batched_matrices=20,
+    moved_elements=0.53,
+    copied_elements=0.65,
+    column_elements=5.0,
+    row_elements=1.1,
+    far_elements=0.46,
+    large_elements=1.2,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -96,9 +99,21 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
         calls=1,
         batched_matrices=matrices if kind == "batched_multiply_adds" else 0,
         moved_elements=sum(elements),
+        copied_elements=_copied(pair, sizes) if pair.summed else 0,
         far_elements=sum(n for n in elements if n >= FAR_ELEMENTS),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
     )._replace(**{kind: multiply_adds})
+
+
+def _copied(pair: Pair, sizes: Mapping[str, int]) -> int:
+    """Elements of the operands whose batch, rows and columns do not lie behind each other, in either order."""
+    copied = 0
+    for own, free in ((pair.a, pair.free_a), (pair.b, pair.free_b)):
+        order = tuple(index for index in own if sizes[index] > 1)
+        orders = ((*pair.batch, *free, *pair.summed), (*pair.batch, *pair.summed, *free))
+        if order not in [tuple(index for index in wanted if sizes[index] > 1) for wanted in orders]:
+            copied += elements_of(own, sizes)
+    return copied
 
 
 def _filled(pair: Pair, sizes: Mapping[str, int]) -> int:

@@ -22,6 +22,8 @@ SLICE_ELEMENTS = (2**20, 2**18)
 SMALL_TABLE = 2**18
 # Under a ceiling, as small as it takes.
 LOW_ELEMENTS = (2**16, 2**14, 2**12, 2**10, 1)
+# Times that the cost model cannot tell apart.
+ALIKE = 1.05
 # An order of so many times the fewest multiplications is not looked at further.
 HOPELESS = 100
 # Every place to cut a network in two is tried up to this many cores; of more, the middle.
@@ -75,7 +77,8 @@ class ProductPlan:
 def plan_product(
     spec: NetworkSpec, modes: Indices, batch_size: int, max_peak_elements: int | None = None
 ) -> ProductPlan:
-    """The cheapest plan below the ceiling; where there is none, the one that needs least.
+    """The cheapest plan below the ceiling, and of those that cost nearly as much the one that needs the least memory;
+    where there is none, the one that needs least.
 
     Args:
         spec: of the network.
@@ -85,7 +88,10 @@ def plan_product(
     """
     plans = list(candidate_products(spec, modes, batch_size, ceiling=max_peak_elements is not None))
     allowed = [plan for plan in plans if max_peak_elements is None or plan.peak_elements <= max_peak_elements]
-    return min(allowed, key=lambda p: p.cost_ns) if allowed else min(plans, key=lambda p: p.peak_elements)
+    if not allowed:
+        return min(plans, key=lambda p: p.peak_elements)
+    alike = ALIKE * min(plan.cost_ns for plan in allowed)
+    return min((plan for plan in allowed if plan.cost_ns <= alike), key=lambda p: p.peak_elements)
 
 
 def candidate_products(

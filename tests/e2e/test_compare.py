@@ -47,6 +47,7 @@ def test_a_comparison_ends_in_a_table_and_a_sentence(undisturbed: tuple[dict[str
     assert "[20/20]" in output
 
 
+@pytest.mark.soak
 def test_a_comparison_killed_twice_says_the_same(undisturbed: tuple[dict[str, Any], str], tmp_path: Path):
     command = alone(*arguments(tmp_path, "cmp", "--workers", "2"))
     rng = random.Random(0)

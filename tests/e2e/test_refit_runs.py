@@ -49,7 +49,8 @@ def summary_of(run_dir: Path) -> Summary:
     return summary
 
 
-@pytest.mark.parametrize("num_ranks", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("num_ranks", [1, 2])
 def test_a_run_that_is_killed_in_both_fits_ends_in_the_same_bits(num_ranks: int, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     launch = alone if num_ranks == 1 else on_two_ranks

@@ -141,7 +141,8 @@ def test_the_cheapest_plan_is_taken_and_under_a_ceiling_the_cheapest_below_it():
     modes = spec.modes[3:]
     plans = list(candidate_products(spec, modes, 128))
     best = plan_product(spec, modes, 128)
-    assert best.cost_ns == min(plan.cost_ns for plan in plans)
+    alike = [plan for plan in plans if plan.cost_ns <= 1.05 * min(plan.cost_ns for plan in plans)]
+    assert best.peak_elements == min(plan.peak_elements for plan in alike)
     low = plan_product(spec, modes, 128, best.peak_elements // 2)
     assert low.peak_elements <= best.peak_elements // 2
     assert low.cost_ns >= best.cost_ns
