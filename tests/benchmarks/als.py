@@ -4,7 +4,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/als.py [--repeats 7] [--rank 3] [--entries 0]
 
 COVID-19 serology, 30 % observed: seconds until the held-out R2 is 0.65. Both sides fit a CP tensor of one rank to the
-same entries from random factors, for as many iterations as that takes, found before; each L2 term of --decays and
+same entries from the same random factors (uniform from 0 to 1, as tensorly draws them; distsam's own start, of both
+signs, takes twice the sweeps or more), for as many iterations as that takes, found before; each L2 term of --decays and
 --regs is tried and the fastest counts. Data, split, start and, for distsam, the sorted entries are made before the
 clock runs. distsam's steps are those of `distsam train`, with the pass that measures the gradient; the sweeps alone are
 shown too. tensorly's `parafac(mask=...)` fills in the missing entries and fits all. The two take turns, so that a
@@ -41,9 +42,16 @@ def covid(rank: int) -> CompletionTask:
     return CompletionTask(TaskContext(), entries, split, distsam.cp(entries.shape, rank), standardise=True)
 
 
+def start(task: CompletionTask, rank: int) -> list[np.ndarray]:
+    """Factors that both sides begin with."""
+    rng = np.random.RandomState(0)
+    return [rng.random_sample((size, rank)) for size in task.entries.shape]
+
+
 def of_distsam(task: CompletionTask, decay: float, sweeps: int) -> tuple[float, float, float]:
     """(seconds of so many steps, of them in sweeps, held-out R2)."""
     network, known = task.build_model(), task.observations()
+    network.load_cores([torch.from_numpy(factor) for factor in start(task, task.spec.size(task.spec.bonds[0]))])
     [cores] = distsam.core_networks(network)
     als = TimedALS(cores, known.indices, known.targets, known.factor, weight_decay=decay)
     optimizer = Plain(als)
@@ -77,6 +85,7 @@ class TimedALS(ALS):
 def of_tensorly(task: CompletionTask, rank: int, reg: float) -> Callable[[int], tuple[float, float]]:
     """Iterations -> (seconds, held-out R2)."""
     from tensorly import cp_to_tensor
+    from tensorly.cp_tensor import CPTensor
     from tensorly.decomposition import parafac
 
     entries, train, held_out = task.entries, task.split.train, task.split.heldout
@@ -86,8 +95,9 @@ def of_tensorly(task: CompletionTask, rank: int, reg: float) -> Callable[[int], 
     truth = task.scaling.learnt(entries.values[held_out])
 
     def run(iterations: int) -> tuple[float, float]:
+        init = CPTensor((np.ones(rank), start(task, rank)))
         begin = time.perf_counter()
-        found = parafac(dense, rank, n_iter_max=iterations, init="random", random_state=0, tol=0, mask=mask, l2_reg=reg)
+        found = parafac(dense, rank, n_iter_max=iterations, init=init, tol=0, mask=mask, l2_reg=reg)
         seconds = time.perf_counter() - begin
         error = cp_to_tensor(found)[tuple(entries.indices[held_out].T)] - truth
         return seconds, 1 - float(np.sum(error**2) / np.sum((truth - truth.mean()) ** 2))
