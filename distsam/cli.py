@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from distsam import __version__
+from distsam.commands.calibrate import calibrate
 from distsam.commands.compare import compare
 from distsam.commands.compress import compress
 from distsam.commands.evaluate import evaluate
@@ -44,6 +45,7 @@ COMMANDS = (
     work,
     init,
     keys,
+    calibrate,
     wandb_workspace,
 )
 for command in COMMANDS:

@@ -1,9 +1,14 @@
 """What a plan costs: its work, counted from the spec, times what a unit of each kind of work takes."""
 
+import json
+import os
 from collections.abc import Mapping
-from math import prod
+from functools import lru_cache
+from math import inf, prod
+from pathlib import Path
 from typing import NamedTuple
 
+from distsam.errors import InputError
 from distsam.tensornet.contraction import ContractionPlan, Indices, Pair
 
 
@@ -56,7 +61,7 @@ LANES = 16
 # says.
 SMALL_PRODUCT = 400
 
-# Nanoseconds per unit of each kind: tests/benchmarks/plan_costs.py, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
+# Nanoseconds per unit of each kind: `distsam calibrate`, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
 # AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
 # evaluate 30 networks, within a factor of 1.38 (one sigma).
 NANOSECONDS = Work(
@@ -76,9 +81,37 @@ NANOSECONDS = Work(
 NS_PER_MULTIPLY_ADD = 0.10
 
 
+# Names a file of times that were measured on this machine, as `distsam calibrate` writes it.
+COSTS_FILE = "DISTSAM_COSTS"
+
+
 def cost_ns(work: Work) -> float:
-    """What this work takes, in nanoseconds of one CPU thread."""
-    return sum(units * ns for units, ns in zip(work, NANOSECONDS, strict=True))
+    """What this work takes, in nanoseconds of one CPU thread, or of what was measured here."""
+    return sum(units * ns for units, ns in zip(work, costs_in_use(os.environ.get(COSTS_FILE)), strict=True))
+
+
+@lru_cache(maxsize=8)
+def costs_in_use(path: str | None) -> Work:
+    """Nanoseconds a unit: those of the file, or those that are shipped.
+
+    Raises:
+        InputError: the file cannot be read, or lacks a number above 0 for a kind of work.
+    """
+    if not path:
+        return NANOSECONDS
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))["nanoseconds"]
+        costs = Work(*(float(found[name]) for name in Work._fields))
+    except OSError as error:
+        raise InputError(f"{COSTS_FILE}: {path} cannot be read ({error.strerror}); unset it, or calibrate") from None
+    except (ValueError, TypeError, KeyError):
+        names = ", ".join(Work._fields)
+        raise InputError(
+            f"{COSTS_FILE}: {path} lacks a number for one of {names}; write it by distsam calibrate"
+        ) from None
+    if not all(0 < ns < inf for ns in costs):
+        raise InputError(f"{COSTS_FILE}: {path} has a time that is not above 0; write it by distsam calibrate")
+    return costs
 
 
 def elements_of(indices: Indices, sizes: Mapping[str, int]) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from distsam.errors import SharedInputError
 from distsam.sharding.collectives import gather_pieces, is_distributed
+from distsam.tensornet.cost import COSTS_FILE, costs_in_use
 from distsam.train.agreement import from_rank
 from distsam.train.config import Config
 from distsam.train.same_run import MOVABLE_KEYS
@@ -58,6 +60,8 @@ def described(config: Config) -> dict[str, dict[str, str]]:
     """
     found = versions()
     values = {f"the version of {name}": found[name] for name in _LIBRARIES}
+    # Plans follow from them, and of plans of cut cores which collectives there are.
+    values[COSTS_FILE] = repr(tuple(costs_in_use(os.environ.get(COSTS_FILE))))
     secrets = {}
     for place, value in _leaves(config.shown()):
         key = ".".join(map(str, place))
