@@ -38,6 +38,10 @@ class SlicedPlan:
     slices: tuple[tuple[str, int], ...]
     gathered: tuple[bool, ...]
 
+    def is_whole(self, indices: Indices) -> bool:
+        """Whether each number of a tensor with these indices is in one slice alone."""
+        return all(index in indices for index, _ in self.slices)
+
 
 def contract_sliced(sliced: SlicedPlan, tensors: Sequence[Tensor], rows: Sequence[Tensor | None]) -> Tensor:
     """The contraction of `tensors`, differentiable in each, again and again.
@@ -73,8 +77,8 @@ class _Sliced(torch.autograd.Function):
             if not sliced.slices:
                 return part.contiguous()
             if result is None:
-                result = part.new_zeros([sizes[index] for index in plan.output])
-            _cut(result, plan.output, where).add_(part)
+                result = _room(part, [sizes[index] for index in plan.output], sliced.is_whole(plan.output))
+            _put(sliced, _cut(result, plan.output, where), plan.output, part)
         assert result is not None
         return result
 
@@ -89,8 +93,8 @@ class _Sliced(torch.autograd.Function):
         needs = ctx.needs_input_grad[1 : len(tensors) + 1]
         # Made of the gradient, so that torch.func.vmap, under which that is several, makes them several too.
         grads = [
-            grad.new_zeros(tensor.shape, dtype=tensor.dtype) if is_needed else None
-            for tensor, is_needed in zip(tensors, needs, strict=True)
+            _room(grad, tensor.shape, row is None and sliced.is_whole(indices)) if is_needed else None
+            for tensor, row, indices, is_needed in zip(tensors, rows, sliced.plan.operands, needs, strict=True)
         ]
         for where in _pieces(sliced, _sizes(sliced, tensors, rows)):
             parts = _cut_all(sliced, tensors, rows, where)
@@ -104,10 +108,22 @@ class _Sliced(torch.autograd.Function):
 def _add_part(sliced: SlicedPlan, k: int, grad: Any, rows: Tensor | None, where: Where, part: Tensor) -> None:
     indices = sliced.plan.operands[k]
     if rows is None:
-        _cut(grad, indices, where).add_(part)
+        _put(sliced, _cut(grad, indices, where), indices, part)
     else:
         rest = {index: place for index, place in where.items() if index != BATCH}
         _cut(grad, indices, rest).index_add_(indices.index(BATCH), _cut(rows, (BATCH,), where), part)
+
+
+def _room(like: Tensor, shape: Sequence[int], is_whole: bool) -> Tensor:
+    """For what slices give: numbers that are set once need no zeros."""
+    return like.new_empty(shape) if is_whole else like.new_zeros(shape)
+
+
+def _put(sliced: SlicedPlan, place: Tensor, indices: Indices, part: Tensor) -> None:
+    if sliced.is_whole(indices):
+        place.copy_(part)
+    else:
+        place.add_(part)
 
 
 def _halves(tensors_and_rows: Sequence[Any]) -> tuple[list[Tensor], list[Tensor | None]]:
