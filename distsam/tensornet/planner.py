@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from math import prod
+from typing import NamedTuple
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
 from distsam.tensornet.cost import FAR_ELEMENTS, LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
@@ -212,15 +213,23 @@ def plan_cut(
     output = (BATCH, *(mode for mode in spec.modes if mode not in given))
     join = plan_contraction(tuple(group.gathered for group in groups), output, (*spec.sizes, (BATCH, batch_size)))
     rows = [prod(spec.size(i) for i in group.gathered if i != BATCH) for group in groups if group.modes]
-    work = _work_of(spec, groups, join, rows, batch_last, batch_size, slice_length)
+    joining = _Joining(spec, groups, join, rows, batch_last, batch_size, slice_length)
     if batch_last:
         batch_elements = min(rows[0], block_length(batch_size)) * batch_size
     else:
         batch_elements = max([max(rows) * batch_size, *join.intermediates])
         batch_elements = batch_elements // batch_size * (slice_length or batch_size)
     multiply_adds = sum(group.merge.multiply_adds for group in groups) + join.multiply_adds
-    peak = _peak_elements(spec, groups, join, rows, batch_last, batch_size, slice_length)
-    return EntryPlan(groups, join, batch_last, slice_length, work, multiply_adds, batch_elements, peak)
+    return EntryPlan(
+        groups,
+        join,
+        batch_last,
+        slice_length,
+        joining.work(),
+        multiply_adds,
+        batch_elements,
+        joining.peak_elements(),
+    )
 
 
 def _gathers_columns(spec: NetworkSpec, bonds: Sequence[Indices], modes: Sequence[Indices], batch_size: int) -> bool:
@@ -257,53 +266,55 @@ def _outer_indices(spec: NetworkSpec, group: Sequence[int], inside: Sequence[str
     return (*bonds, *(i for i in inside if i in spec.place_of_mode and i not in fixed))
 
 
-def _work_of(
-    spec: NetworkSpec,
-    groups: Sequence[GroupPlan],
-    join: ContractionPlan,
-    rows: Sequence[int],
-    batch_last: bool,
-    batch_size: int,
-    slice_length: int | None,
-) -> Work:
-    sizes = {**dict(spec.sizes), BATCH: batch_size}
-    tables = sum(elements_of(group.merge.output, sizes) for group in groups)
-    merges = [contraction_work(group.merge, sizes) for group in groups]
-    # A table's gradient is filled with zeros, and added to.
-    fill = Work(calls=2 * len(groups), moved_elements=2 * tables)
-    if batch_last:
-        return fill.plus(Work(column_elements=sum(rows) * batch_size), *merges)
-    length = slice_length or batch_size
-    large, far = (sum(row * length for row in rows if row * length >= n) for n in (LARGE_ELEMENTS, FAR_ELEMENTS))
-    # In slices rows are gathered in backward too; that is half of a gather and the addition of its gradient.
-    gather = Work(
-        row_elements=(1.5 if slice_length else 1) * sum(rows) * length, far_elements=2 * far, large_elements=2 * large
-    )
-    joined = gather.plus(contraction_work(join, {**sizes, BATCH: length}, rebuilds=slice_length is not None))
-    return fill.plus(joined.times(batch_size / length), *merges)
+class _Joining(NamedTuple):
+    """Groups whose rows are joined, as of EntryPlan; `rows` are the elements of a row of each."""
 
+    spec: NetworkSpec
+    groups: Sequence[GroupPlan]
+    join: ContractionPlan
+    rows: Sequence[int]
+    batch_last: bool
+    batch_size: int
+    slice_length: int | None
 
-def _peak_elements(
-    spec: NetworkSpec,
-    groups: Sequence[GroupPlan],
-    join: ContractionPlan,
-    rows: Sequence[int],
-    batch_last: bool,
-    batch_size: int,
-    slice_length: int | None,
-) -> int:
-    """At most: the gradients of the cores; what is merged, in the order in which it is multiplied, and its gradient;
-    row numbers (of twice the bytes, for each table, and two on the way); the result; and what is gathered."""
-    sizes = {**dict(spec.sizes), BATCH: batch_size}
-    merged = sum(elements_of(g.merge.output, sizes) + sum(g.merge.intermediates) for g in groups)
-    kept = spec.num_parameters + 3 * merged + elements_of(join.output, sizes) + 2 * (len(groups) + 2) * batch_size
-    if batch_last:
-        block = min(block_length(batch_size), rows[0]) * batch_size
-        return kept + (len(groups) + 2) * block
-    part = {**sizes, BATCH: slice_length or batch_size}
-    made = sum(elements_of(pair.result, part) for pair in join.pairs)
-    # Rows and what comes of them, the same in the order in which it is multiplied, and gradients.
-    return kept + 3 * (sum(rows) * part[BATCH] + made)
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Of every index, and of the batch."""
+        return {**dict(self.spec.sizes), BATCH: self.batch_size}
+
+    def work(self) -> Work:
+        """Of forward and backward."""
+        tables = sum(elements_of(group.merge.output, self.sizes) for group in self.groups)
+        merges = [contraction_work(group.merge, self.sizes) for group in self.groups]
+        # A table's gradient is filled with zeros, and added to.
+        fill = Work(calls=2 * len(self.groups), moved_elements=2 * tables)
+        if self.batch_last:
+            return fill.plus(Work(column_elements=sum(self.rows) * self.batch_size), *merges)
+        length = self.slice_length or self.batch_size
+        taken = [row * length for row in self.rows]
+        # In slices rows are gathered in backward too; that is half of a gather and the addition of its gradient.
+        gather = Work(
+            row_elements=(1.5 if self.slice_length else 1) * sum(taken),
+            far_elements=2 * sum(n for n in taken if n >= FAR_ELEMENTS),
+            large_elements=2 * sum(n for n in taken if n >= LARGE_ELEMENTS),
+        )
+        part = {**self.sizes, BATCH: length}
+        joined = gather.plus(contraction_work(self.join, part, rebuilds=self.slice_length is not None))
+        return fill.plus(joined.times(self.batch_size / length), *merges)
+
+    def peak_elements(self) -> int:
+        """At most: the gradients of the cores; what is merged, in the order in which it is multiplied, and its
+        gradient; row numbers (of twice the bytes, for each table, and two on the way); the result; what is gathered."""
+        num = len(self.groups) + 2
+        merged = sum(elements_of(g.merge.output, self.sizes) + sum(g.merge.intermediates) for g in self.groups)
+        kept = self.spec.num_parameters + 3 * merged + elements_of(self.join.output, self.sizes)
+        kept += 2 * num * self.batch_size
+        if self.batch_last:
+            return kept + num * min(block_length(self.batch_size), self.rows[0]) * self.batch_size
+        part = {**self.sizes, BATCH: self.slice_length or self.batch_size}
+        made = sum(elements_of(pair.result, part) for pair in self.join.pairs)
+        # Rows and what comes of them, the same in the order in which it is multiplied, and gradients.
+        return kept + 3 * (sum(self.rows) * part[BATCH] + made)
 
 
 def block_length(batch_size: int) -> int:

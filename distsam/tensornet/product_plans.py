@@ -264,6 +264,7 @@ class _Order:
         part = {**self.sizes, **dict(slices)}
         within = sum(elements_of(pair.result, part) for pair in joined.pairs)
         read = sum(elements_of(indices, part) for indices in joined.operands)
+        largest = max(sum(elements_of(i, part) for i in (pair.a, pair.b, pair.result)) for pair in joined.pairs)
         made = sum(elements_of(table.merge.output, self.sizes) + sum(table.merge.intermediates) for table in tables)
         work = contraction_work(joined, part, rebuilds=True).times(num)
         return ProductPlan(
@@ -272,7 +273,8 @@ class _Order:
             SlicedPlan(joined, slices, (False,) * len(joined.operands)),
             work.plus(*(contraction_work(table.merge, self.sizes) for table in tables)),
             sum(table.merge.multiply_adds for table in tables) + joined.multiply_adds,
-            2 * (within + read + made) + elements_of(self.plan.output, self.sizes) + self._gradients,
+            # Of tables and within a slice: values, gradients, and both in the order in which they are multiplied.
+            3 * (within + read + made) + largest + elements_of(self.plan.output, self.sizes) + self._gradients,
         )
 
     def _table(self, node: int) -> Table:

@@ -28,8 +28,7 @@ class SlicedPlan:
 
     Args:
         plan: of the whole.
-        slices: (index, length) of the indices that are cut, outermost first; none: the contraction runs at once, and
-            what lies in between is made again in backward.
+        slices: (index, length) of the indices that are cut, outermost first.
         gathered: for every operand, whether it is a table of which each of the batch takes a row: it has its rows
             where the plan has the batch.
     """
@@ -74,8 +73,6 @@ class _Sliced(torch.autograd.Function):
         result = None
         for where in _pieces(sliced, sizes):
             part = contract(plan, _cut_all(sliced, tensors, rows, where))
-            if not sliced.slices:
-                return part.contiguous()
             if result is None:
                 result = _room(part, [sizes[index] for index in plan.output], sliced.is_whole(plan.output))
             _put(sliced, _cut(result, plan.output, where), plan.output, part)

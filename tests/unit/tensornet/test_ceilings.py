@@ -2,14 +2,18 @@
 
 import re
 import time
+from itertools import accumulate
 
 import pytest
 import torch
 from einsum_reference import SPECS, draw, draw_indices
+from torch.profiler import ProfilerActivity, profile
 
 import distsam
 from distsam.tensornet.layers import TensorizedEmbedding, TensorizedLinear
 from distsam.tensornet.planner import plan_entries
+from distsam.tensornet.product_plans import candidate_products
+from distsam.tensornet.products import product_of
 from distsam.tensornet.ranks import weight_spec
 
 
@@ -52,6 +56,40 @@ def test_a_layer_and_a_table_under_the_lowest_ceiling_give_the_same(format):
             made(layer, 8)(given)
         low, free = made(layer, least_of(str(refused.value))), made(layer)
         torch.testing.assert_close(low(given), free(given), rtol=1e-12, atol=1e-12)
+
+
+def allocated_bytes(step):
+    """Of one call, at the worst moment: what torch's profiler saw allocated less what it saw freed."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = recorded.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(number for _, number in changes))
+
+
+@pytest.mark.parametrize("format", ["tr", "tucker"])
+def test_no_plan_of_a_layer_takes_more_memory_than_it_says(format):
+    """In slices they once took up to 1.4 times what `peak_elements` calls the most."""
+    spec = weight_spec(format, (8, 8), (12, 12), 6)
+    cores = list(distsam.TensorNetwork(spec).cores)
+    vectors, weights = torch.randn(300, 12, 12, requires_grad=True), torch.randn(300, 8, 8)
+    plans = [plan for plan in candidate_products(spec, spec.modes[2:], 300, ceiling=True) if plan.cost_ns < 5e6]
+    assert sum(bool(plan.joined.slices) for plan in plans) > 3
+    for plan in plans:
+        for leaf in (*cores, vectors):
+            leaf.grad = None
+        taken = allocated_bytes(lambda plan=plan: product_of(plan, cores, vectors).backward(weights))
+        assert taken <= 4 * plan.peak_elements, plan
+
+
+def test_a_row_that_is_asked_for_twice_is_computed_once():
+    layer = TensorizedEmbedding(24, 12, rank=3)
+    asked = []
+    rows = layer._rows
+    layer._rows = lambda ids: asked.append(len(ids)) or rows(ids)
+    ids = torch.tensor([[3, 3, 5], [5, 3, 3]])
+    torch.testing.assert_close(layer(ids), layer.weight[ids], rtol=1e-5, atol=1e-6)
+    assert asked == [2]
 
 
 def test_the_full_tensor_is_refused_above_the_ceiling():

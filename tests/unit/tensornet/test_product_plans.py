@@ -133,7 +133,8 @@ def test_a_large_weight_is_never_whole_in_memory():
     spec = weight_spec("tt_matrix", (8,) * 4, (8,) * 4, 32)
     plan = plan_product(spec, spec.modes[4:], 256)
     assert plan.joined.slices
-    assert plan.peak_elements < 4096 * 4096 / 2
+    # Beside the weight its gradient would be there too.
+    assert plan.peak_elements < 4096 * 4096
 
 
 def test_the_cheapest_plan_is_taken_and_under_a_ceiling_the_cheapest_below_it():

@@ -1,9 +1,11 @@
 """What of a config must be the same on every rank, and how a difference is said."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from distsam.tensornet.cost import COSTS_FILE, NANOSECONDS
 from distsam.train.config_file import load_config
 from distsam.train.same_config import MAY_DIFFER, check_same_config, described, difference
 
@@ -76,3 +78,13 @@ def test_only_what_names_a_place_on_a_machine_or_its_threads_may_differ(tmp_path
     assert described(load_config(file, ["data.path=b.npy", "train.num_threads=3"])) == first
     assert described(load_config(file, ["run.dir=elsewhere"])) != first
     assert {"data.path", "data.tokenizer", "model.path", "train.num_threads"} == MAY_DIFFER
+
+
+def test_ranks_with_other_times_of_contractions_are_told_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plans follow from them; of cut cores, which collectives there are."""
+    config = load_config(path)
+    before = described(config)
+    costs = path.with_name("costs.json")
+    costs.write_text(json.dumps({"nanoseconds": {**NANOSECONDS._asdict(), "calls": 1.0}}))
+    monkeypatch.setenv(COSTS_FILE, str(costs))
+    assert "DISTSAM_COSTS is " in difference(before, described(config), 1)
