@@ -18,7 +18,7 @@ from distsam.sharding.meetings import (
     plan_meetings,
 )
 from distsam.sharding.moves import AxisRanks, add_up, add_up_cut, cut, gather, scale_gradient, share
-from distsam.tensornet import Cores, NetworkSpec
+from distsam.tensornet import Cores, NetworkSpec, kernels
 from distsam.tensornet.contraction import Indices, contract_pair, in_output_order
 from distsam.tensornet.cost import NS_PER_MULTIPLY_ADD
 from distsam.tensornet.entries import check_range, combined_rows, product_sums, take_rows
@@ -100,12 +100,13 @@ class CutCores:
         here = {rows.mode: rows.stop - rows.start} if rows is not None else {}
         sizes = tuple((i, ranks.piece_length(n) if i in cuts else here.get(i, n)) for i, n in spec.sizes)
         self._local_spec = _SpecOfPieces(spec.format, spec.cores, spec.modes, sizes, spec.core_names)
-        self._entry_plans: dict[int, EntryMeetings] = {}
+        self._entry_plans: dict[tuple[int, bool], EntryMeetings] = {}
 
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """(B,) entries of T: cores are merged before rows are gathered where that is cheaper, as in one process."""
-        found = self.for_entries(_bucket(len(indices)))
-        pieces, groups = self._pieces(cores), found.plan.groups
+        pieces = self._pieces(cores)
+        found = self.for_entries(_bucket(len(indices)), kernels.serve(pieces[0].dtype, pieces[0].device))
+        groups = found.plan.groups
         positions = self._positions(indices)
         tables = [
             self._contract(merge, [pieces[k] for k in group.cores])
@@ -180,15 +181,16 @@ class CutCores:
     ) -> MeetingPlan:
         return plan_meetings(operands, output, sizes, held, self._ranks.size)
 
-    def for_entries(self, batch_size: int) -> EntryMeetings:
+    def for_entries(self, batch_size: int, fused: bool = False) -> EntryMeetings:
         """For so many entries the cheaper of what one process would do with cores as large as the pieces, and of no
         merging at all."""
-        if batch_size not in self._entry_plans:
+        key = batch_size, fused
+        if key not in self._entry_plans:
             spec = self._local_spec
             alone = plan_cut(spec, tuple((k,) for k in range(spec.num_cores)), batch_size)
-            found = [self._priced(plan, batch_size) for plan in (plan_entries(spec, batch_size), alone)]
-            self._entry_plans[batch_size] = min(found, key=lambda plan: plan.cost_ns)
-        return self._entry_plans[batch_size]
+            found = [self._priced(plan, batch_size) for plan in (plan_entries(spec, batch_size, fused=fused), alone)]
+            self._entry_plans[key] = min(found, key=lambda plan: plan.cost_ns)
+        return self._entry_plans[key]
 
     def _priced(self, plan: EntryPlan, batch_size: int) -> EntryMeetings:
         sizes = self._sizes(batch_size)
@@ -204,7 +206,7 @@ class CutCores:
             for g in plan.groups
         )
         join, moved = None, 0
-        if not plan.batch_last:
+        if not plan.is_product_sum:
             join = self._planned(plan.join.operands, plan.join.output, sizes, tuple(merge.held for merge in merges))
             moved = join.moved_elements
         elif not _is_cut_alike(merges):

@@ -6,6 +6,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from distsam.errors import ArgumentError
+from distsam.tensornet import kernels
 from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.entries import entries_at, entries_of
 from distsam.tensornet.planner import plan_entries
@@ -53,7 +54,7 @@ class WholeCores:
 
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """By the plan that is cheapest for so many entries."""
-        plan = plan_entries(self.spec, indices.shape[0], None, self._ceiling(cores))
+        plan = plan_entries(self.spec, indices.shape[0], None, self._ceiling(cores), self._fused(cores))
         self._check(plan.peak_elements, cores, f"{indices.shape[0]} entries need")
         return entries_of(plan, self.spec, list(cores), indices)
 
@@ -82,6 +83,9 @@ class WholeCores:
 
     def _ceiling(self, cores: Cores) -> int | None:
         return None if self.max_peak_bytes is None else self.max_peak_bytes // cores[0].itemsize
+
+    def _fused(self, cores: Cores) -> bool:
+        return kernels.serve(cores[0].dtype, cores[0].device)
 
     def _check(self, peak_elements: int, cores: Cores, who: str) -> None:
         if self.max_peak_bytes is not None and peak_elements * cores[0].itemsize > self.max_peak_bytes:

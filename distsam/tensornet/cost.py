@@ -26,6 +26,9 @@ class Work(NamedTuple):
         copied_elements: elements of tensors that are first brought into another order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
+        fused_elements: numbers gathered, multiplied and added up in one pass by `kernels`.
+        fused_rows: rows of which they are.
+        fused_far_elements: those of fused_elements that are of tables of FAR_ELEMENTS and more.
         far_elements: those of moved_elements that are in tensors of FAR_ELEMENTS and more.
         large_elements: those in tensors of LARGE_ELEMENTS and more.
     """
@@ -39,6 +42,9 @@ class Work(NamedTuple):
     copied_elements: float = 0
     column_elements: float = 0
     row_elements: float = 0
+    fused_elements: float = 0
+    fused_rows: float = 0
+    fused_far_elements: float = 0
     far_elements: float = 0
     large_elements: float = 0
 
@@ -74,6 +80,9 @@ NANOSECONDS = Work(
     copied_elements=0.65,
     column_elements=5.0,
     row_elements=1.1,
+    fused_elements=0.3,
+    fused_rows=5.0,
+    fused_far_elements=2.0,
     far_elements=0.46,
     large_elements=1.2,
 )

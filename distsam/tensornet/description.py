@@ -7,6 +7,7 @@ from math import ceil, prod
 import torch
 
 from distsam.errors import ArgumentError
+from distsam.tensornet import kernels
 from distsam.tensornet.arguments import checked_size
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
 from distsam.tensornet.cost import contraction_work, cost_ns
@@ -69,9 +70,9 @@ class Evaluation:
     def _entry_steps(self, plan: EntryPlan) -> Iterator[str]:
         for group in plan.groups:
             yield from self._merged(group.cores, group.merge)
-        joint = (
-            "multiply the rows and add up" if plan.batch_last else f"join the rows: {_steps(plan.join, self._names)}"
-        )
+        joint = f"join the rows: {_steps(plan.join, self._names)}"
+        if plan.is_product_sum:
+            joint = f"multiply the rows and add up{', in one pass compiled by numba' * plan.fused}"
         taken = ", ".join(f"[{_named(g.cores)}] by {' '.join(g.modes)}" for g in plan.groups if g.modes)
         yield f"  take a row of {taken} for each entry; {joint if len(plan.groups) > 1 else 'that is it'}"
         if plan.slice_length is not None:
@@ -139,7 +140,10 @@ def plan_evaluation(
             raise ArgumentError("vectors_over", f"has {mode!r}; the modes are {', '.join(spec.modes)}")
     ceiling = None if max_peak_bytes is None else checked_size(max_peak_bytes, "max_peak_bytes") // dtype.itemsize
     plan: EntryPlan | ProductPlan
-    plan = plan_product(spec, modes, batch_size, ceiling) if modes else plan_entries(spec, batch_size, None, ceiling)
+    if modes:
+        plan = plan_product(spec, modes, batch_size, ceiling)
+    else:
+        plan = plan_entries(spec, batch_size, None, ceiling, kernels.serve(dtype, torch.device("cpu")))
     if ceiling is not None and plan.peak_elements > ceiling:
         least = plan.peak_elements * dtype.itemsize
         raise ArgumentError("max_peak_bytes", f"is {max_peak_bytes}; the least that would do is {least}")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import contract
+from distsam.tensornet.kernels import product_sum
 from distsam.tensornet.planner import EntryPlan, GroupPlan, block_length
 from distsam.tensornet.sliced import BATCH, SlicedPlan, contract_sliced
 from distsam.tensornet.spec import NetworkSpec
@@ -45,7 +46,7 @@ def entries_at(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], posi
     """
     tables = [contract(group.merge, [cores[k] for k in group.cores]) for group in plan.groups]
     rows = [combined_rows(group, spec, positions) for group in plan.groups]
-    if plan.batch_last:
+    if plan.is_product_sum:
         return product_sums(plan, tables, rows, cores[0].dtype)
     if plan.slice_length is None or torch.compiler.is_compiling():
         return contract(plan.join, [take_rows(*item) for item in zip(plan.groups, tables, rows, strict=True)])
@@ -66,8 +67,18 @@ def product_sums(
     Args:
         dtype: of the cores: autocast may have merged some tables in a lower one; all are gathered and summed in this.
     """
+    if plan.fused:
+        laid_out = [_rows(*item).to(dtype) for item in zip(plan.groups, tables, strict=True)]
+        result: Tensor = product_sum(laid_out, [row.contiguous() for row in rows if row is not None])
+        return result
     columns = (_columns(*item).to(dtype) for item in zip(plan.groups, tables, strict=True))
     return _ProductSum.apply(*columns, *rows)
+
+
+def _rows(group: GroupPlan, table: Tensor) -> Tensor:
+    # (all rows, all bonds).
+    num_modes = len(group.modes)
+    return table.reshape(prod(table.shape[:num_modes]), prod(table.shape[num_modes:])).contiguous()
 
 
 def _columns(group: GroupPlan, table: Tensor) -> Tensor:

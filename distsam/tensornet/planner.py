@@ -13,6 +13,7 @@ from itertools import combinations
 from math import prod
 from typing import NamedTuple
 
+from distsam.tensornet import kernels
 from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
 from distsam.tensornet.cost import FAR_ELEMENTS, LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
 from distsam.tensornet.sliced import BATCH
@@ -60,6 +61,7 @@ class EntryPlan:
         join: the contraction of what is gathered.
         batch_last: gather from tables laid out (bonds, rows) into (bonds, B), for joins that are products and sums;
             otherwise rows are gathered for batched matrix products.
+        fused: rows are gathered, multiplied and added up in one pass, by `kernels`.
         slice_length: so many entries are gathered and joined at a time, and again in backward; None: all at once,
             with everything kept for backward.
         work: what forward and backward have to do.
@@ -71,11 +73,17 @@ class EntryPlan:
     groups: tuple[GroupPlan, ...]
     join: ContractionPlan
     batch_last: bool
+    fused: bool
     slice_length: int | None
     work: Work
     multiply_adds: int
     batch_elements: int
     peak_elements: int
+
+    @property
+    def is_product_sum(self) -> bool:
+        """Whether rows are joined number by number, and no contraction is left."""
+        return self.batch_last or self.fused
 
     @property
     def cost_ns(self) -> float:
@@ -89,7 +97,11 @@ class EntryPlan:
 
 
 def plan_entries(
-    spec: NetworkSpec, batch_size: int, fixed: Indices | None = None, max_peak_elements: int | None = None
+    spec: NetworkSpec,
+    batch_size: int,
+    fixed: Indices | None = None,
+    max_peak_elements: int | None = None,
+    fused: bool = False,
 ) -> EntryPlan:
     """The cheapest plan for `batch_size` entries; plans are kept per spec and next power of two.
 
@@ -100,22 +112,23 @@ def plan_entries(
             None: all modes are fixed.
         max_peak_elements: ceiling of `EntryPlan.peak_elements`; where no plan stays below, the lowest is given, and
             the plan is for this very batch.
+        fused: `kernels` may join the rows.
     """
     fixed = spec.modes if fixed is None else fixed
     if max_peak_elements is not None:
-        return _cheapest(spec, max(batch_size, 1), fixed, max_peak_elements)
-    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), fixed)
+        return _cheapest(spec, max(batch_size, 1), fixed, fused, max_peak_elements)
+    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), fixed, fused)
 
 
 @lru_cache(maxsize=1024)
-def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices, ceiling: int | None = None) -> EntryPlan:
+def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices, fused: bool, ceiling: int | None = None) -> EntryPlan:
     def order(plan: EntryPlan) -> tuple[float, float]:
         above = 0 if ceiling is None or plan.peak_elements <= ceiling else plan.peak_elements
         return above, plan.cost_ns
 
     def cheapest(cuts: Iterable[Cut]) -> EntryPlan:
-        ways = (plan for cut in cuts for plan in ways_to_join(spec, cut, batch_size, fixed, ceiling is not None))
-        return min(ways, key=order)
+        arguments = batch_size, fixed, ceiling is not None, fused
+        return min((plan for cut in cuts for plan in ways_to_join(spec, cut, *arguments)), key=order)
 
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
         return cheapest(connected_cuts(spec))
@@ -131,11 +144,18 @@ def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices, ceiling: int |
 
 
 def ways_to_join(
-    spec: NetworkSpec, cut: Cut, batch_size: int, fixed: Indices | None = None, ceiling: bool = False
+    spec: NetworkSpec,
+    cut: Cut,
+    batch_size: int,
+    fixed: Indices | None = None,
+    ceiling: bool = False,
+    fused: bool = False,
 ) -> Iterator[EntryPlan]:
     """The plans that use these groups of cores: all entries at once, and slices of them that stay in the cache; under
-    a ceiling slices of any length."""
+    a ceiling slices of any length; and where `kernels` may join the rows, that."""
     yield (plan := plan_cut(spec, cut, batch_size, fixed))
+    if fused and (joined_here := plan_cut(spec, cut, batch_size, fixed, fused=True)).fused:
+        yield joined_here
     length = batch_size
     while length > 1 and plan.batch_elements // batch_size * length > SLICE_ELEMENTS:
         length = -(-length // 2)
@@ -200,21 +220,27 @@ def plan_cut(
     batch_size: int,
     fixed: Indices | None = None,
     slice_length: int | None = None,
+    fused: bool = False,
 ) -> EntryPlan:
-    """The plan that uses these groups of cores, and its work; other arguments as of EntryPlan and `plan_entries`."""
+    """The plan that uses these groups of cores, and its work; other arguments as of EntryPlan and `plan_entries`.
+    Rows that are not joined by a product and a sum are not fused."""
     batch_size = max(batch_size, 1)  # none costs as much as one
     place = {index: n for n, index in enumerate((*spec.modes, *spec.bonds))}
     inside = [sorted({i for k in group for i in spec.cores[k]}, key=place.__getitem__) for group in cut]
     given = set(spec.modes if fixed is None else fixed)
     modes = [tuple(i for i in indices if i in given) for indices in inside]
     outer = [_outer_indices(spec, *item, given) for item in zip(cut, inside, strict=True)]
-    batch_last = slice_length is None and len(given) == spec.order and _gathers_columns(spec, outer, modes, batch_size)
-    groups = tuple(_plan_group(spec, *group, batch_last) for group in zip(cut, modes, outer, strict=True))
+    all_at_once = slice_length is None and len(given) == spec.order
+    fused = fused and all_at_once and 1 < len(cut) <= kernels.MAX_TABLES and _shares_all_bonds(outer, modes)
+    batch_last = not fused and all_at_once and _gathers_columns(spec, outer, modes, batch_size)
+    groups = tuple(_plan_group(spec, *group, batch_last, fused) for group in zip(cut, modes, outer, strict=True))
     output = (BATCH, *(mode for mode in spec.modes if mode not in given))
     join = plan_contraction(tuple(group.gathered for group in groups), output, (*spec.sizes, (BATCH, batch_size)))
     rows = [prod(spec.size(i) for i in group.gathered if i != BATCH) for group in groups if group.modes]
-    joining = _Joining(spec, groups, join, rows, batch_last, batch_size, slice_length)
-    if batch_last:
+    joining = _Joining(spec, groups, join, rows, batch_last, fused, batch_size, slice_length)
+    if fused:
+        batch_elements = batch_size
+    elif batch_last:
         batch_elements = min(rows[0], block_length(batch_size)) * batch_size
     else:
         batch_elements = max([max(rows) * batch_size, *join.intermediates])
@@ -224,6 +250,7 @@ def plan_cut(
         groups,
         join,
         batch_last,
+        fused,
         slice_length,
         joining.work(),
         multiply_adds,
@@ -233,24 +260,25 @@ def plan_cut(
 
 
 def _gathers_columns(spec: NetworkSpec, bonds: Sequence[Indices], modes: Sequence[Indices], batch_size: int) -> bool:
-    """True where every table carries every outer bond, so that the join is a product and a sum; and none is so much
-    longer than the batch that to lay it out as columns, and its gradient back, is most of the work."""
-    for own, rows in zip(bonds, modes, strict=True):
-        if not rows or set(own) != set(bonds[0]):
-            return False
-        if prod(spec.size(i) for i in rows) > ROWS_PER_ENTRY * batch_size:
-            return False
-    return True
+    """True where the join is a product and a sum, and no table is so much longer than the batch that to lay it out as
+    columns, and its gradient back, is most of the work."""
+    longest = max(prod(spec.size(i) for i in rows) for rows in modes)
+    return _shares_all_bonds(bonds, modes) and longest <= ROWS_PER_ENTRY * batch_size
+
+
+def _shares_all_bonds(bonds: Sequence[Indices], modes: Sequence[Indices]) -> bool:
+    """True where every table carries every outer bond, so that the join is a product and a sum."""
+    return all(rows and set(own) == set(bonds[0]) for own, rows in zip(bonds, modes, strict=True))
 
 
 def _plan_group(
-    spec: NetworkSpec, cores: tuple[int, ...], modes: Indices, bonds: Indices, batch_last: bool
+    spec: NetworkSpec, cores: tuple[int, ...], modes: Indices, bonds: Indices, batch_last: bool, fused: bool
 ) -> GroupPlan:
     def merge_into(table: Indices) -> ContractionPlan:
         sizes = {i: spec.size(i) for k in cores for i in spec.cores[k]}
         return plan_contraction(tuple(spec.cores[k] for k in cores), table, tuple(sizes.items()))
 
-    if len(cores) == 1 and len(modes) <= 1 and not batch_last:
+    if len(cores) == 1 and len(modes) <= 1 and not (batch_last or fused):
         # One core and no positions to combine: its slices are taken where they lie.
         return GroupPlan(cores, modes, merge_into(tuple(i for i in spec.cores[cores[0]] if i in modes + bonds)))
     merge = merge_into(bonds + modes if batch_last else modes + bonds)
@@ -274,6 +302,7 @@ class _Joining(NamedTuple):
     join: ContractionPlan
     rows: Sequence[int]
     batch_last: bool
+    fused: bool
     batch_size: int
     slice_length: int | None
 
@@ -284,10 +313,16 @@ class _Joining(NamedTuple):
 
     def work(self) -> Work:
         """Of forward and backward."""
-        tables = sum(elements_of(group.merge.output, self.sizes) for group in self.groups)
+        lengths = [elements_of(group.merge.output, self.sizes) for group in self.groups]
+        tables = sum(lengths)
         merges = [contraction_work(group.merge, self.sizes) for group in self.groups]
         # A table's gradient is filled with zeros, and added to.
         fill = Work(calls=2 * len(self.groups), moved_elements=2 * tables)
+        if self.fused:
+            far = sum(own for own, length in zip(self.rows, lengths, strict=True) if length >= FAR_ELEMENTS)
+            num, rows = self.batch_size, self.batch_size * len(self.groups)
+            passes = Work(fused_elements=sum(self.rows) * num, fused_rows=rows, fused_far_elements=far * num)
+            return fill.plus(passes, *merges)
         if self.batch_last:
             return fill.plus(Work(column_elements=sum(self.rows) * self.batch_size), *merges)
         length = self.slice_length or self.batch_size
@@ -309,6 +344,8 @@ class _Joining(NamedTuple):
         merged = sum(elements_of(g.merge.output, self.sizes) + sum(g.merge.intermediates) for g in self.groups)
         kept = self.spec.num_parameters + 3 * merged + elements_of(self.join.output, self.sizes)
         kept += 2 * num * self.batch_size
+        if self.fused:
+            return kept
         if self.batch_last:
             return kept + num * min(block_length(self.batch_size), self.rows[0]) * self.batch_size
         part = {**self.sizes, BATCH: self.slice_length or self.batch_size}

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
-from distsam.tensornet import NetworkSpec, TensorNetwork, cp, tr, tt, tucker
+from distsam.tensornet import NetworkSpec, TensorNetwork, cp, kernels, tr, tt, tucker
 from distsam.tensornet.cost import NANOSECONDS, Work, cost_ns
 from distsam.tensornet.entries import entries_at
 from distsam.tensornet.planner import connected_cuts, ways_to_join
@@ -139,7 +139,8 @@ def entries_case(spec: NetworkSpec, batch_size: int, timing: Timing, fixed: Sequ
     modes = tuple(spec.modes if fixed is None else fixed)
     cores = list(TensorNetwork(spec, device=timing.device).cores)
     at = {mode: torch.randint(spec.size(mode), (batch_size,), device=timing.device) for mode in modes}
-    plans = [plan for cut in connected_cuts(spec) for plan in ways_to_join(spec, cut, batch_size, modes)]
+    arguments = batch_size, modes, False, kernels.serve(cores[0].dtype, timing.device)
+    plans = [plan for cut in connected_cuts(spec) for plan in ways_to_join(spec, cut, *arguments)]
     what = "entries" if fixed is None else "rows"
     bonds = sorted({spec.size(bond) for bond in spec.bonds})
     name = f"{batch_size} {what} of {spec.format} {spec.shape}, bonds {bonds}"

@@ -11,7 +11,8 @@ import torch
 from distsam.errors import SharedInputError
 from distsam.sharding.collectives import gather_pieces, is_distributed
 from distsam.tensornet.cost import COSTS_FILE, costs_in_use
-from distsam.train.agreement import from_rank
+from distsam.tensornet.kernels import KERNELS, asked_for
+from distsam.train.agreement import agreed, from_rank
 from distsam.train.config import Config
 from distsam.train.same_run import MOVABLE_KEYS
 from distsam.train.secrets import Place
@@ -34,12 +35,14 @@ def check_same_config(config: Config) -> None:
 
     Secrets count as the text that the file has in their place: each machine may have a token of its own.
 
-    Collectives: one all_gather of 32 bytes a rank over the world; every rank calls it, whatever its config. Where they
-    differ, two object broadcasts more. None without a process group.
+    Collectives: those of `agreed`, and one all_gather of 32 bytes a rank over the world; every rank calls it, whatever
+    its config. Where they differ, two object broadcasts more. None without a process group.
 
     Raises:
+        InputError: DISTSAM_COSTS or DISTSAM_KERNELS cannot be used.
         SharedInputError: the first rank that differs, and in what; the same on every rank.
     """
+    agreed(_environment)
     if not is_distributed():
         return
     own = described(config)
@@ -60,8 +63,7 @@ def described(config: Config) -> dict[str, dict[str, str]]:
     """
     found = versions()
     values = {f"the version of {name}": found[name] for name in _LIBRARIES}
-    # Plans follow from them, and of plans of cut cores which collectives there are.
-    values[COSTS_FILE] = repr(tuple(costs_in_use(os.environ.get(COSTS_FILE))))
+    values.update(_environment())
     secrets = {}
     for place, value in _leaves(config.shown()):
         key = ".".join(map(str, place))
@@ -70,6 +72,12 @@ def described(config: Config) -> dict[str, dict[str, str]]:
             if any(secret[: len(place)] == place for secret in config.secrets):
                 secrets[key] = repr(value)
     return {"values": values, "secrets": secrets}
+
+
+def _environment() -> dict[str, str]:
+    """Variables from which plans follow, and of plans of cut cores which collectives there are."""
+    costs, kernels = costs_in_use(os.environ.get(COSTS_FILE)), asked_for(os.environ.get(KERNELS))
+    return {COSTS_FILE: repr(tuple(costs)), KERNELS: repr(kernels)}
 
 
 def difference(first: Mapping[str, dict[str, str]], other: Mapping[str, dict[str, str]], rank: int) -> str:

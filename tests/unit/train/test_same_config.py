@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+import distsam
 from distsam.tensornet.cost import COSTS_FILE, NANOSECONDS
+from distsam.tensornet.kernels import KERNELS
 from distsam.train.config_file import load_config
+from distsam.train.run import run_training
 from distsam.train.same_config import MAY_DIFFER, check_same_config, described, difference
 
 OWN = """
@@ -80,7 +83,7 @@ def test_only_what_names_a_place_on_a_machine_or_its_threads_may_differ(tmp_path
     assert {"data.path", "data.tokenizer", "model.path", "train.num_threads"} == MAY_DIFFER
 
 
-def test_ranks_with_other_times_of_contractions_are_told_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_with_other_costs_or_kernels_are_told_apart(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Plans follow from them; of cut cores, which collectives there are."""
     config = load_config(path)
     before = described(config)
@@ -88,3 +91,17 @@ def test_ranks_with_other_times_of_contractions_are_told_apart(path: Path, monke
     costs.write_text(json.dumps({"nanoseconds": {**NANOSECONDS._asdict(), "calls": 1.0}}))
     monkeypatch.setenv(COSTS_FILE, str(costs))
     assert "DISTSAM_COSTS is " in difference(before, described(config), 1)
+    monkeypatch.delenv(COSTS_FILE)
+    monkeypatch.setenv(KERNELS, "numba")
+    assert "DISTSAM_KERNELS is " in difference(before, described(config), 1)
+
+
+@pytest.mark.parametrize("name", [COSTS_FILE, KERNELS])
+def test_a_variable_that_cannot_be_used_is_said_before_anything_is_written(
+    path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    config = load_config(path, [f"run.dir={path.parent / 'run'}"])
+    monkeypatch.setenv(name, "/none")
+    with pytest.raises(distsam.InputError, match=name):
+        run_training(config)
+    assert not (path.parent / "run").exists()
