@@ -136,7 +136,8 @@ def minimisers(sums_RPQ: Tensor, old_RP: Tensor, decay: float) -> Tensor:
     # Of a row without entries and decay: any number, because its gradient is 0.
     damping_R = torch.where((trace_R == 0) & (decay == 0), torch.ones_like(damping_R), damping_R)
     for _ in range(_MOST_TRIES):
-        matrix = a_RPP + torch.diag_embed((decay + damping_R).unsqueeze(1).expand(-1, count))
+        matrix = a_RPP.clone()
+        matrix.diagonal(dim1=1, dim2=2).add_((decay + damping_R).unsqueeze(1))
         factor, info = torch.linalg.cholesky_ex(matrix)
         if not bool(info.any()):
             break

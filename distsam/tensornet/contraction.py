@@ -6,11 +6,12 @@ neither on torch's own use of opt_einsum nor on the hash seed of the process.
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
 from itertools import accumulate
+from itertools import pairwise as neighbours
 from math import prod
 
 import torch
@@ -48,6 +49,9 @@ class Pair:
     def result(self) -> Indices:
         """The indices of the result, in the order in which it is made."""
         return self.batch + self.free_a + self.free_b
+
+
+Pairwise = Callable[[Pair, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -204,21 +208,23 @@ def plan_pair(positions: tuple[int, int], a: Indices, b: Indices, kept: set[str]
     )
 
 
-def contract(plan: ContractionPlan, tensors: Sequence[Tensor]) -> Tensor:
+def contract(plan: ContractionPlan, tensors: Sequence[Tensor], pairwise: Pairwise | None = None) -> Tensor:
     """The contraction of `tensors` by `plan`, differentiable in each.
 
     Args:
         plan: what `plan_contraction` gave; the sizes may differ from those it was made for.
         tensors: one per operand, dims in the order of its indices; one dtype, one device.
+        pairwise: contracts each pair; None: `contract_pair`.
 
     Returns:
         The result, dims in the order of `plan.output`; not always contiguous.
     """
     remaining = list(tensors)
+    pairwise = pairwise or contract_pair
     for pair in plan.pairs:
         a, b = (remaining[position] for position in pair.positions)
         remaining = [t for n, t in enumerate(remaining) if n not in pair.positions]
-        remaining.append(contract_pair(pair, a, b))
+        remaining.append(pairwise(pair, a, b))
     (tensor,) = remaining
     return in_output_order(plan, tensor)
 
@@ -226,7 +232,7 @@ def contract(plan: ContractionPlan, tensors: Sequence[Tensor]) -> Tensor:
 def in_output_order(plan: ContractionPlan, tensor: Tensor) -> Tensor:
     """What the last pair of `plan` made, dims in the order of its output; a lone operand's other indices are summed."""
     indices = plan.pairs[-1].result if plan.pairs else plan.operands[0]
-    return _arranged(tensor, indices, [(index,) for index in plan.output])
+    return arranged(tensor, indices, [(index,) for index in plan.output])
 
 
 def contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
@@ -236,37 +242,44 @@ def contract_pair(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
         return _multiply(pair, a, b)
     a_BFS = _matrices(a, pair.a, pair.batch, pair.free_a, pair.summed)
     b_BSF = _matrices(b, pair.b, pair.batch, pair.summed, pair.free_b)
-    result = torch.bmm(a_BFS, b_BSF) if pair.batch else torch.mm(a_BFS[0], b_BSF[0])
+    result = torch.bmm(a_BFS, b_BSF) if pair.batch else torch.mm(a_BFS, b_BSF)
     # `result` is used here only, so this need not be a view of it: FSDP2 warns of a module that returns a view.
     return torch.ops.aten._unsafe_view(result, [sizes[index] for index in pair.result])
 
 
 def _matrices(tensor: Tensor, indices: Indices, batch: Indices, rows: Indices, columns: Indices) -> Tensor:
-    """(batch, rows, columns), of memory in that order or with rows and columns exchanged, which products take as well:
-    so that what lies side by side stays side by side where a copy has to be made."""
-    innermost = [index for index, stride in zip(indices, tensor.stride(), strict=True) if stride == 1]
-    if any(index in rows for index in innermost) and not any(index in columns for index in innermost):
-        return _arranged(tensor, indices, (batch, columns, rows)).transpose(1, 2)
-    return _arranged(tensor, indices, (batch, rows, columns))
+    """(batch, rows, columns), or without a batch (rows, columns), of memory in that order or with rows and columns
+    exchanged, which products take as well: so that what lies side by side stays side by side where a copy has to be
+    made."""
+    first = (batch,) if batch else ()
+    if lies_turned(tensor.stride(), indices, rows, columns):
+        return arranged(tensor, indices, (*first, columns, rows)).mT
+    return arranged(tensor, indices, (*first, rows, columns))
+
+
+def lies_turned(strides: Sequence[int], indices: Indices, rows: Indices, columns: Indices) -> bool:
+    """Whether rows, and no columns, are innermost in memory."""
+    innermost = [index for index, stride in zip(indices, strides, strict=True) if stride == 1]
+    return any(index in rows for index in innermost) and not any(index in columns for index in innermost)
 
 
 def _multiply(pair: Pair, a: Tensor, b: Tensor) -> Tensor:
-    # The summed indices stand in front: the sum then adds whole slices.
-    order = pair.summed + pair.result
+    # With the summed indices in front the sum adds whole slices; where they lie innermost, they stay there.
+    order = pair.result + pair.summed if pair.a[-1:] == pair.summed[-1:] else pair.summed + pair.result
     product = _broadcast(a, pair.a, order) * _broadcast(b, pair.b, order)
-    return product.sum(list(range(len(pair.summed)))) if pair.summed else product
+    return product.sum([order.index(index) for index in pair.summed]) if pair.summed else product
 
 
 def _broadcast(tensor: Tensor, indices: Indices, order: Indices) -> Tensor:
     # Contiguous, because a product inherits the memory order of its factors, whatever its dims say.
-    tensor = _arranged(tensor, indices, [(index,) for index in order if index in indices]).contiguous()
+    tensor = arranged(tensor, indices, [(index,) for index in order if index in indices]).contiguous()
     for dim, index in enumerate(order):
         if index not in indices:
             tensor = tensor.unsqueeze(dim)
     return tensor
 
 
-def _arranged(tensor: Tensor, indices: Indices, groups: Sequence[Indices]) -> Tensor:
+def arranged(tensor: Tensor, indices: Indices, groups: Sequence[Indices]) -> Tensor:
     """The tensor with one dim per group, the product of its indices; indices in no group are summed out."""
     wanted = [index for group in groups for index in group]
     if alone := [dim for dim, index in enumerate(indices) if index not in wanted]:
@@ -279,3 +292,9 @@ def _arranged(tensor: Tensor, indices: Indices, groups: Sequence[Indices]) -> Te
         return tensor
     ends = list(accumulate(len(group) for group in groups))
     return tensor.reshape([prod(tensor.shape[s:e]) for s, e in zip([0, *ends[:-1]], ends, strict=True)])
+
+
+def is_joined(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether dims of these sizes and strides are one without a copy."""
+    dims = [dim for dim, size in enumerate(sizes) if size > 1]
+    return all(strides[d] == strides[e] * sizes[e] for d, e in neighbours(dims))

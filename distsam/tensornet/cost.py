@@ -17,12 +17,15 @@ class Work(NamedTuple):
 
     Args:
         calls: torch calls of merges, gathers and joins.
+        sliced_calls: those within slices.
         multiply_adds: multiplications of matrix products, forward and backward, with the sides of small matrices
             filled up to LANES.
         batched_multiply_adds: those of batched matrix products.
         small_multiply_adds: those of batched products of matrices so small that torch multiplies them number by number.
         batched_matrices: results of batched products of larger ones.
-        moved_elements: elements that are read and written by contractions.
+        matrix_elements: elements that are read and written by matrix products.
+        batched_elements: by batched matrix products.
+        moved_elements: by products number by number.
         copied_elements: elements of tensors that are first brought into another order.
         column_elements: numbers gathered one by one, from tables laid out (bonds, rows).
         row_elements: numbers gathered as whole rows.
@@ -34,10 +37,13 @@ class Work(NamedTuple):
     """
 
     calls: float = 0
+    sliced_calls: float = 0
     multiply_adds: float = 0
     batched_multiply_adds: float = 0
     small_multiply_adds: float = 0
     batched_matrices: float = 0
+    matrix_elements: float = 0
+    batched_elements: float = 0
     moved_elements: float = 0
     copied_elements: float = 0
     column_elements: float = 0
@@ -56,9 +62,16 @@ class Work(NamedTuple):
         """So many of it."""
         return Work(*(number * units for units in self))
 
+    def in_slices(self, number: float) -> "Work":
+        """So many times the work of a slice. All but the first find their memory as the slice before left it: nothing
+        is fresh, and batched products find in the cache what was just gathered."""
+        first = self._replace(calls=0, sliced_calls=self.calls)
+        again = first._replace(batched_elements=0, far_elements=0, large_elements=0)
+        return first.plus(again.times(number - 1))
 
-# From 32 MiB (float32) on glibc takes every tensor as fresh pages from the system and gives them back at once.
-LARGE_ELEMENTS = 2**23
+
+# From 8 MiB (float32) on glibc takes most tensors as fresh pages from the system, and gives them back at once.
+LARGE_ELEMENTS = 2**21
 # More than the cache of a core holds.
 FAR_ELEMENTS = 2**19
 # Numbers that are multiplied at once: narrow matrices leave some of them idle.
@@ -68,23 +81,26 @@ LANES = 16
 SMALL_PRODUCT = 400
 
 # Nanoseconds per unit of each kind: `distsam calibrate`, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
-# AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of every way to
-# evaluate 30 networks, within a factor of 1.38 (one sigma).
+# AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of the good ways
+# to evaluate 30 networks (up to twice the fastest), within a factor of 1.28 (one sigma).
 NANOSECONDS = Work(
-    calls=25_000,
-    multiply_adds=0.0173,
-    batched_multiply_adds=0.078,
-    small_multiply_adds=0.68,
-    batched_matrices=20,
-    moved_elements=0.53,
-    copied_elements=0.65,
-    column_elements=5.0,
-    row_elements=1.1,
-    fused_elements=0.3,
-    fused_rows=5.0,
-    fused_far_elements=2.0,
-    far_elements=0.46,
-    large_elements=1.2,
+    calls=30_000,
+    sliced_calls=3_600,
+    multiply_adds=0.02,
+    batched_multiply_adds=0.099,
+    small_multiply_adds=1.3,
+    batched_matrices=24,
+    matrix_elements=0.32,
+    batched_elements=0.27,
+    moved_elements=0.28,
+    copied_elements=0.17,
+    column_elements=4.6,
+    row_elements=0.41,
+    fused_elements=0.27,
+    fused_rows=5.8,
+    fused_far_elements=1.1,
+    far_elements=0.11,
+    large_elements=0.47,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.
 NS_PER_MULTIPLY_ADD = 0.10
@@ -137,14 +153,15 @@ def pair_work(pair: Pair, sizes: Mapping[str, int]) -> Work:
     if not pair.batch and pair.summed:
         multiply_adds = _filled(pair, sizes)
     kind = "multiply_adds" if not pair.batch else "small_multiply_adds" if is_small else "batched_multiply_adds"
+    is_product = not pair.summed or not (pair.free_a or pair.free_b)
+    moved = "moved_elements" if is_product else "batched_elements" if pair.batch else "matrix_elements"
     return Work(
         calls=1,
         batched_matrices=matrices if kind == "batched_multiply_adds" else 0,
-        moved_elements=sum(elements),
         copied_elements=_copied(pair, sizes) if pair.summed else 0,
         far_elements=sum(n for n in elements if n >= FAR_ELEMENTS),
         large_elements=sum(n for n in elements if n >= LARGE_ELEMENTS),
-    )._replace(**{kind: multiply_adds})
+    )._replace(**{kind: multiply_adds, moved: sum(elements)})
 
 
 def _copied(pair: Pair, sizes: Mapping[str, int]) -> int:

@@ -11,7 +11,8 @@ from distsam.tensornet import kernels
 from distsam.tensornet.arguments import checked_size
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
 from distsam.tensornet.cost import contraction_work, cost_ns
-from distsam.tensornet.planner import EntryPlan, connected_cuts, plan_entries, ways_to_join
+from distsam.tensornet.cuts import connected_cuts
+from distsam.tensornet.planner import EntryPlan, plan_entries, ways_to_join
 from distsam.tensornet.product_plans import ProductPlan, candidate_products, plan_product
 from distsam.tensornet.sliced import BATCH, SlicedPlan
 from distsam.tensornet.spec import NetworkSpec

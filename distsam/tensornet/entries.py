@@ -44,7 +44,8 @@ def entries_at(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], posi
     Returns:
         (B, *sizes of the modes that the plan does not fix).
     """
-    tables = [contract(group.merge, [cores[k] for k in group.cores]) for group in plan.groups]
+    # What is in another order than its core is copied once, and not row by row.
+    tables = [contract(group.merge, [cores[k] for k in group.cores]).contiguous() for group in plan.groups]
     rows = [combined_rows(group, spec, positions) for group in plan.groups]
     if plan.is_product_sum:
         return product_sums(plan, tables, rows, cores[0].dtype)
@@ -67,6 +68,8 @@ def product_sums(
     Args:
         dtype: of the cores: autocast may have merged some tables in a lower one; all are gathered and summed in this.
     """
+    if len(tables) == 1 and rows[0] is not None:
+        return tables[0].to(dtype).reshape(-1).gather(0, rows[0])
     if plan.fused:
         laid_out = [_rows(*item).to(dtype) for item in zip(plan.groups, tables, strict=True)]
         result: Tensor = product_sum(laid_out, [row.contiguous() for row in rows if row is not None])

@@ -8,14 +8,14 @@ costs the same whatever B is, many small groups cost B x bond x bond: the cheape
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import combinations
+from functools import lru_cache, partial
 from math import prod
 from typing import NamedTuple
 
 from distsam.tensornet import kernels
-from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_contraction
+from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
 from distsam.tensornet.cost import FAR_ELEMENTS, LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
+from distsam.tensornet.cuts import Cut, connected_cuts, joined_pairs, packed_neighbours
 from distsam.tensornet.sliced import BATCH
 from distsam.tensornet.spec import NetworkSpec
 
@@ -34,8 +34,6 @@ BLOCK_ELEMENTS = 2**19
 # ways take about the same time, with four times as many columns take up to twice, with ten times as many 1.3 to 3.9
 # times as long.
 ROWS_PER_ENTRY = 2
-
-Cut = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -133,10 +131,10 @@ def _cheapest(spec: NetworkSpec, batch_size: int, fixed: Indices, fused: bool, c
     if spec.num_cores <= MAX_CORES_EXHAUSTIVE:
         return cheapest(connected_cuts(spec))
     if spec.num_cores > MAX_CORES_GREEDY:
-        return cheapest(dict.fromkeys(_packed(spec, rows) for rows in PACKED_ROWS))
+        return cheapest(dict.fromkeys(packed_neighbours(spec, rows) for rows in PACKED_ROWS))
     plans = [cheapest([tuple((k,) for k in range(spec.num_cores))])]
     while len(plans[-1].groups) > 1:
-        joined = list(_joined_pairs(spec, plans[-1].cut))
+        joined = list(joined_pairs(spec, plans[-1].cut))
         if not joined:
             break
         plans.append(cheapest(joined))
@@ -166,54 +164,6 @@ def ways_to_join(
         yield plan_cut(spec, cut, batch_size, fixed, length)
 
 
-def connected_cuts(spec: NetworkSpec) -> Iterator[Cut]:
-    """Every way to cut the network into groups that hang together by indices they share."""
-    for cut in _set_partitions(tuple(range(spec.num_cores))):
-        if all(_is_connected(spec, group) for group in cut):
-            yield cut
-
-
-def _set_partitions(items: tuple[int, ...]) -> Iterator[Cut]:
-    if not items:
-        yield ()
-        return
-    for cut in _set_partitions(items[1:]):
-        yield (items[:1], *cut)
-        for n, group in enumerate(cut):
-            yield (*cut[:n], (items[0], *group), *cut[n + 1 :])
-
-
-def _is_connected(spec: NetworkSpec, group: Sequence[int]) -> bool:
-    reached, waiting = set(spec.cores[group[0]]), list(group[1:])
-    while linked := [k for k in waiting if reached.intersection(spec.cores[k])]:
-        reached.update(*(spec.cores[k] for k in linked))
-        waiting = [k for k in waiting if k not in linked]
-    return not waiting
-
-
-def _joined_pairs(spec: NetworkSpec, cut: Cut) -> Iterator[Cut]:
-    for a, b in combinations(range(len(cut)), 2):
-        joined = tuple(sorted(cut[a] + cut[b]))
-        if _is_connected(spec, joined):
-            yield (*(group for n, group in enumerate(cut) if n not in (a, b)), joined)
-
-
-def _packed(spec: NetworkSpec, max_rows: int) -> Cut:
-    """Neighbours, in an order in which each core hangs on those before it, as long as their rows are few enough."""
-    modes = set(spec.modes)
-    groups: list[list[int]] = []
-    rows, inside = 1, set[str]()
-    for k in contiguous(spec.cores):
-        own = prod(spec.size(i) for i in spec.cores[k] if i in modes and i not in inside)
-        if groups and rows * own <= max_rows and inside.intersection(spec.cores[k]):
-            groups[-1].append(k)
-            rows, inside = rows * own, inside.union(spec.cores[k])
-        else:
-            groups.append([k])
-            rows, inside = own, set(spec.cores[k])
-    return tuple(tuple(sorted(group)) for group in groups)
-
-
 def plan_cut(
     spec: NetworkSpec,
     cut: Cut,
@@ -233,7 +183,8 @@ def plan_cut(
     all_at_once = slice_length is None and len(given) == spec.order
     fused = fused and all_at_once and 1 < len(cut) <= kernels.MAX_TABLES and _shares_all_bonds(outer, modes)
     batch_last = not fused and all_at_once and _gathers_columns(spec, outer, modes, batch_size)
-    groups = tuple(_plan_group(spec, *group, batch_last, fused) for group in zip(cut, modes, outer, strict=True))
+    plan_group = partial(_plan_group, spec, batch_size=batch_size, batch_last=batch_last, fused=fused)
+    groups = tuple(plan_group(*group) for group in zip(cut, modes, outer, strict=True))
     output = (BATCH, *(mode for mode in spec.modes if mode not in given))
     join = plan_contraction(tuple(group.gathered for group in groups), output, (*spec.sizes, (BATCH, batch_size)))
     rows = [prod(spec.size(i) for i in group.gathered if i != BATCH) for group in groups if group.modes]
@@ -272,15 +223,25 @@ def _shares_all_bonds(bonds: Sequence[Indices], modes: Sequence[Indices]) -> boo
 
 
 def _plan_group(
-    spec: NetworkSpec, cores: tuple[int, ...], modes: Indices, bonds: Indices, batch_last: bool, fused: bool
+    spec: NetworkSpec,
+    cores: tuple[int, ...],
+    modes: Indices,
+    bonds: Indices,
+    batch_size: int,
+    batch_last: bool,
+    fused: bool,
 ) -> GroupPlan:
     def merge_into(table: Indices) -> ContractionPlan:
         sizes = {i: spec.size(i) for k in cores for i in spec.cores[k]}
         return plan_contraction(tuple(spec.cores[k] for k in cores), table, tuple(sizes.items()))
 
     if len(cores) == 1 and len(modes) <= 1 and not (batch_last or fused):
-        # One core and no positions to combine: its slices are taken where they lie.
-        return GroupPlan(cores, modes, merge_into(tuple(i for i in spec.cores[cores[0]] if i in modes + bonds)))
+        # One core and no positions to combine: its slices are taken where they lie, or of many more entries than
+        # positions out of a copy in which each is one piece.
+        own = tuple(i for i in spec.cores[cores[0]] if i in modes + bonds)
+        if batch_size > prod(spec.size(i) for i in modes):
+            own = (*modes, *(i for i in own if i not in modes))
+        return GroupPlan(cores, modes, merge_into(own))
     merge = merge_into(bonds + modes if batch_last else modes + bonds)
     # The order in which positions combine into a row is free: take the one that costs no copy.
     modes = tuple(i for i in merge.natural_output if i in modes)
@@ -329,13 +290,15 @@ class _Joining(NamedTuple):
         taken = [row * length for row in self.rows]
         # In slices rows are gathered in backward too; that is half of a gather and the addition of its gradient.
         gather = Work(
+            # Gathered forward and backward, cut and added.
+            calls=4 * len(self.groups) if self.slice_length else 0,
             row_elements=(1.5 if self.slice_length else 1) * sum(taken),
             far_elements=2 * sum(n for n in taken if n >= FAR_ELEMENTS),
             large_elements=2 * sum(n for n in taken if n >= LARGE_ELEMENTS),
         )
         part = {**self.sizes, BATCH: length}
         joined = gather.plus(contraction_work(self.join, part, rebuilds=self.slice_length is not None))
-        return fill.plus(joined.times(self.batch_size / length), *merges)
+        return fill.plus(joined.in_slices(self.batch_size / length), *merges)
 
     def peak_elements(self) -> int:
         """At most: the gradients of the cores; what is merged, in the order in which it is multiplied, and its

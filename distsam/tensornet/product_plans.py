@@ -1,9 +1,9 @@
 """How to contract a network with a batch of vectors: in which order, in which pieces, and what is made twice.
 
 Candidates are orders: the one of fewest multiplications; all cores first, and then one matrix product, as of a dense
-layer; two halves of the cores, one after the other. Each can run at once, with everything kept for backward, or in
-slices of the batch or of the result, with what lies between made again in backward. The cheapest follows from spec and
-batch alone.
+layer; two halves of the cores, one after the other; neighbours a few at a time. Each can run at once, with everything
+kept for backward, or in slices of the batch or of the result, with what lies between made again in backward. The
+cheapest follows from spec and batch alone.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import inf
 
-from distsam.tensornet.contraction import ContractionPlan, Indices, contiguous, plan_along, plan_contraction
+from distsam.tensornet.contraction import ContractionPlan, Indices, plan_along
 from distsam.tensornet.cost import Work, contraction_work, cost_ns, elements_of
+from distsam.tensornet.product_orders import Path, paths_of
 from distsam.tensornet.sliced import BATCH, SlicedPlan, node_places
 from distsam.tensornet.spec import NetworkSpec
 
@@ -23,14 +24,9 @@ SMALL_TABLE = 2**18
 # Under a ceiling, as small as it takes.
 LOW_ELEMENTS = (2**16, 2**14, 2**12, 2**10, 1)
 # Times that the cost model cannot tell apart.
-ALIKE = 1.05
+ALIKE = 1.02
 # An order of so many times the fewest multiplications is not looked at further.
 HOPELESS = 100
-# Every place to cut a network in two is tried up to this many cores; of more, the middle.
-MAX_CORES_CUT = 12
-
-# Pairs of nodes: operands are numbered first, results go on where they end.
-Path = tuple[tuple[int, int], ...]
 Slices = tuple[tuple[str, int], ...]
 
 
@@ -120,7 +116,7 @@ def _orders(spec: NetworkSpec, modes: Indices, batch_size: int) -> Iterator["_Or
     sizes = dict((*spec.sizes, (BATCH, batch_size)))
     seen = set[Path]()
     most: float = inf
-    for name, path in _paths(spec, operands, output, sizes):
+    for name, path in paths_of(spec, operands, output, sizes):
         if path not in seen:
             seen.add(path)
             plan = plan_along(_positions(path, len(operands)), operands, output, tuple(sizes.items()))
@@ -128,40 +124,6 @@ def _orders(spec: NetworkSpec, modes: Indices, batch_size: int) -> Iterator["_Or
             most = min(most, HOPELESS * plan.multiply_adds)
             if plan.multiply_adds <= most:
                 yield _Order(name, plan, sizes)
-
-
-def _paths(
-    spec: NetworkSpec, operands: tuple[Indices, ...], output: Indices, sizes: Mapping[str, int]
-) -> Iterator[tuple[str, Path]]:
-    flat = plan_contraction(operands, output, tuple(sizes.items()))
-    yield "fewest multiplications", node_places(flat)
-    everything = tuple(range(spec.num_cores))
-    merge, whole = _merged(spec, everything, len(operands))
-    yield "all cores first", (*merge, (0, whole))
-    order, num = contiguous(spec.cores), spec.num_cores
-    for cut in range(1, num) if num <= MAX_CORES_CUT else (num // 2,):
-        halves = tuple(sorted(order[:cut])), tuple(sorted(order[cut:]))
-        for first, second in (halves, halves[::-1]):
-            merge_first, node_first = _merged(spec, first, len(operands))
-            merge_second, node_second = _merged(spec, second, len(operands) + len(merge_first))
-            done = len(operands) + len(merge_first) + len(merge_second)
-            steps = (0, node_first), (done, node_second)
-            yield f"cores {_named(first)} first, then {_named(second)}", (*merge_first, *merge_second, *steps)
-
-
-def _named(cores: tuple[int, ...]) -> str:
-    return ", ".join(map(str, cores))
-
-
-def _merged(spec: NetworkSpec, cores: tuple[int, ...], next_node: int) -> tuple[Path, int]:
-    """Pairs that contract these cores, and the node of the result; core k is node k + 1."""
-    others = {i for k, core in enumerate(spec.cores) if k not in cores for i in core}
-    inside = dict.fromkeys(i for k in cores for i in spec.cores[k])
-    kept = tuple(i for i in inside if i in spec.place_of_mode or i in others)
-    sizes = tuple((i, spec.size(i)) for i in inside)
-    merge = plan_contraction(tuple(spec.cores[k] for k in cores), kept, sizes)
-    nodes = [k + 1 for k in cores] + [next_node + n for n in range(len(merge.pairs))]
-    return tuple((nodes[a], nodes[b]) for a, b in node_places(merge)), nodes[-1]
 
 
 def _positions(path: Path, num_operands: int) -> list[tuple[int, int]]:
@@ -266,15 +228,18 @@ class _Order:
         read = sum(elements_of(indices, part) for indices in joined.operands)
         largest = max(sum(elements_of(i, part) for i in (pair.a, pair.b, pair.result)) for pair in joined.pairs)
         made = sum(elements_of(table.merge.output, self.sizes) + sum(table.merge.intermediates) for table in tables)
-        work = contraction_work(joined, part, rebuilds=True).times(num)
+        # Each operand is cut forward and backward, and its gradient added.
+        cuts = Work(calls=2 * len(joined.operands))
+        work = contraction_work(joined, part, rebuilds=True).plus(cuts).in_slices(num)
         return ProductPlan(
             self.name,
             tables,
             SlicedPlan(joined, slices, (False,) * len(joined.operands)),
             work.plus(*(contraction_work(table.merge, self.sizes) for table in tables)),
             sum(table.merge.multiply_adds for table in tables) + joined.multiply_adds,
-            # Of tables and within a slice: values, gradients, and both in the order in which they are multiplied.
-            3 * (within + read + made) + largest + elements_of(self.plan.output, self.sizes) + self._gradients,
+            # Of tables and within a slice: values, gradients, and both in the order in which they are multiplied; what
+            # is made within a slice stays until the last.
+            4 * within + 3 * (read + made) + largest + elements_of(self.plan.output, self.sizes) + self._gradients,
         )
 
     def _table(self, node: int) -> Table:

@@ -16,7 +16,7 @@ from distsam.tensornet.spec import NetworkSpec
 
 # The best plan changes with the batch: whether cores are merged into the weight first, or meet the data one by one.
 # It is found for these sizes when a layer is built, so that a forward pass, compiled or not, only looks it up.
-BATCHES = (1, 16, 64, 256, 1024, 8192)
+BATCHES = (1, 16, 64, 256, 1024, 4096, 16384)
 
 
 Plan = TypeVar("Plan")

@@ -5,7 +5,7 @@ and read it back in backward, even where it has to be made twice; and a slice is
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distsam.tensornet.contraction import ContractionPlan, Indices, Pair, contract, contract_pair, plan_pair
+from distsam.tensornet.contraction import ContractionPlan, Indices, Pair, Pairwise, contract, contract_pair, plan_pair
+from distsam.tensornet.room import Room
 
 # The index of the batch in contractions; no index of a spec can be called so.
 BATCH = "*"
@@ -70,9 +71,12 @@ class _Sliced(torch.autograd.Function):
     def forward(sliced: SlicedPlan, *tensors_and_rows: Tensor) -> Tensor:
         plan, (tensors, rows) = sliced.plan, _halves(tensors_and_rows)
         sizes = _sizes(sliced, tensors, rows)
-        result = None
+        result, room = None, _shared_room()
+        pairwise = contract_pair if room is None else room.contract_pair
         for where in _pieces(sliced, sizes):
-            part = contract(plan, _cut_all(sliced, tensors, rows, where))
+            if room is not None:
+                room.again()
+            part = contract(plan, _cut_all(sliced, tensors, rows, where, room), pairwise)
             if result is None:
                 result = _room(part, [sizes[index] for index in plan.output], sliced.is_whole(plan.output))
             _put(sliced, _cut(result, plan.output, where), plan.output, part)
@@ -93,13 +97,21 @@ class _Sliced(torch.autograd.Function):
             _room(grad, tensor.shape, row is None and sliced.is_whole(indices)) if is_needed else None
             for tensor, row, indices, is_needed in zip(tensors, rows, sliced.plan.operands, needs, strict=True)
         ]
+        room = _shared_room()
         for where in _pieces(sliced, _sizes(sliced, tensors, rows)):
-            parts = _cut_all(sliced, tensors, rows, where)
-            found = gradients(sliced.plan, parts, _cut(grad, sliced.plan.output, where), needs)
+            if room is not None:
+                room.again()
+            parts = _cut_all(sliced, tensors, rows, where, room)
+            found = gradients(sliced.plan, parts, _cut(grad, sliced.plan.output, where), needs, room)
             for k, part in enumerate(found):
                 if part is not None:
                     _add_part(sliced, k, grads[k], rows[k], where, part)
         return None, *grads, *[None] * len(rows)
+
+
+def _shared_room() -> Room | None:
+    """None where slices are to be differentiated, or are several at a time: what they make must then be their own."""
+    return None if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() else Room()
 
 
 def _add_part(sliced: SlicedPlan, k: int, grad: Any, rows: Tensor | None, where: Where, part: Tensor) -> None:
@@ -156,7 +168,7 @@ def _cut(tensor: Tensor, indices: Indices, where: Where) -> Tensor:
 
 
 def _cut_all(
-    sliced: SlicedPlan, tensors: Sequence[Tensor], rows: Sequence[Tensor | None], where: Where
+    sliced: SlicedPlan, tensors: Sequence[Tensor], rows: Sequence[Tensor | None], where: Where, room: Room | None
 ) -> list[Tensor]:
     parts = []
     for indices, tensor, row in zip(sliced.plan.operands, tensors, rows, strict=True):
@@ -164,13 +176,13 @@ def _cut_all(
             parts.append(_cut(tensor, indices, where))
             continue
         rest = {index: place for index, place in where.items() if index != BATCH}
-        taken = _cut(row, (BATCH,), where)
-        parts.append(_cut(tensor, indices, rest).index_select(indices.index(BATCH), taken))
+        taken, cut, dim = _cut(row, (BATCH,), where), _cut(tensor, indices, rest), indices.index(BATCH)
+        parts.append((torch if room is None else room).index_select(cut, dim, taken))
     return parts
 
 
 def gradients(
-    plan: ContractionPlan, tensors: Sequence[Tensor], grad: Tensor, needs: Sequence[bool]
+    plan: ContractionPlan, tensors: Sequence[Tensor], grad: Tensor, needs: Sequence[bool], room: Room | None = None
 ) -> list[Tensor | None]:
     """The gradient of every operand that needs one, by the pairs of `plan` in reverse: each takes two contractions of
     the size of its own.
@@ -180,14 +192,16 @@ def gradients(
         tensors: the operands.
         grad: of the result, dims in the order of the plan's output.
         needs: for every operand, whether its gradient is wanted.
+        room: where all is made; None: in fresh memory, differentiably.
     """
+    pairwise: Pairwise = contract_pair if room is None else room.contract_pair
     places = node_places(plan)
     nodes = list(tensors)
     needed = list(needs)
     for pair, (a, b) in zip(plan.pairs, places, strict=True):
         needed.append(needed[a] or needed[b])
         if len(nodes) < len(tensors) + len(plan.pairs) - 1:
-            nodes.append(contract_pair(pair, nodes[a], nodes[b]))
+            nodes.append(pairwise(pair, nodes[a], nodes[b]))
     last = plan.pairs[-1].result if plan.pairs else plan.operands[0]
     shape = [] if plan.pairs else list(tensors[0].shape)
     found: list[Tensor | None] = [None] * len(needed)
@@ -198,22 +212,29 @@ def gradients(
         pair, (a, b) = plan.pairs[n], places[n]
         if above is not None:
             toward_a, toward_b = gradient_pairs(pair)
+            if needed[a] and needed[b] and n < len(plan.pairs) - 1:
+                # Copied once, and not in both contractions.
+                above = above.contiguous() if room is None else room.contiguous(above)
             if needed[a]:
-                found[a] = _gradient(toward_a, pair.a, above, nodes[b], nodes[a])
+                found[a] = _gradient(toward_a, pair.a, above, nodes[b], nodes[a], pairwise)
             if needed[b]:
-                found[b] = _gradient(toward_b, pair.b, above, nodes[a], nodes[b])
+                found[b] = _gradient(toward_b, pair.b, above, nodes[a], nodes[b], pairwise)
     return found
 
 
-def _gradient(pair: Pair, indices: Indices, above: Tensor, other: Tensor, own: Tensor) -> Tensor:
+def _gradient(pair: Pair, indices: Indices, above: Tensor, other: Tensor, own: Tensor, pairwise: Pairwise) -> Tensor:
     first, second = (above, other) if pair.positions == (0, 1) else (other, above)
     sizes = dict(zip(indices, own.shape, strict=True))
-    return _in_order(contract_pair(pair, first, second), pair.result, indices, sizes)
+    return _in_order(pairwise(pair, first, second), pair.result, indices, sizes)
 
 
 def _in_order(tensor: Tensor, given: Indices, wanted: Indices, sizes: dict[str, int]) -> Tensor:
     """Dims as wanted; along an index that was summed out alone, every place has the same gradient."""
+    if given == wanted:
+        return tensor
     tensor = tensor.permute([given.index(index) for index in wanted if index in given])
+    if tensor.dim() == len(wanted):
+        return tensor
     for dim, index in enumerate(wanted):
         if index not in given:
             tensor = tensor.unsqueeze(dim)
@@ -223,10 +244,18 @@ def _in_order(tensor: Tensor, given: Indices, wanted: Indices, sizes: dict[str, 
 @lru_cache(maxsize=4096)
 def gradient_pairs(pair: Pair) -> tuple[Pair, Pair]:
     """The contractions of the result's gradient with the other operand: first toward `pair.a`, then toward `pair.b`."""
-    return (
-        plan_pair((0, 1), pair.result, pair.b, set(pair.a), pair.a),
-        plan_pair((0, 1), pair.result, pair.a, set(pair.b), pair.b),
-    )
+    return _toward(pair.a, pair.result, pair.b), _toward(pair.b, pair.result, pair.a)
+
+
+def _toward(wanted: Indices, above: Indices, other: Indices) -> Pair:
+    """Indices stay in the order in which the operands have them, above all the gradient, which is larger: so it is not
+    copied. The operand that has the first of those wanted goes first."""
+    batch = tuple(i for i in above if i in wanted and i in other)
+    of_above, of_other = (tuple(i for i in own if i in wanted and i not in batch) for own in (above, other))
+    first = next((i for i in wanted if i not in batch), None)
+    free = of_other + of_above if first in of_other else of_above + of_other
+    pair = plan_pair((0, 1), above, other, set(wanted), batch + free)
+    return replace(pair, summed=tuple(i for i in above if i in pair.summed))
 
 
 @lru_cache(maxsize=4096)

@@ -19,14 +19,17 @@ from distsam.errors import InputError
 from distsam.runs.atomic import write_atomically
 from distsam.tensornet import NetworkSpec, TensorNetwork, cp, kernels, tr, tt, tucker
 from distsam.tensornet.cost import NANOSECONDS, Work, cost_ns
+from distsam.tensornet.cuts import connected_cuts
 from distsam.tensornet.entries import entries_at
-from distsam.tensornet.planner import connected_cuts, ways_to_join
+from distsam.tensornet.planner import ways_to_join
 from distsam.tensornet.product_plans import candidate_products
 from distsam.tensornet.products import product_of
 from distsam.tensornet.ranks import weight_spec
 
 # Ways that are expected to take longer than this, or so many times as long as the best, are not timed.
 LONGEST_NS, WORST_RATIO = 4e8, 20
+# Times are explained of the ways that take at most so many times as long as the fastest.
+_GOOD_RATIO = 2
 # How firmly a coefficient that the times say little of keeps to the one in use.
 _FAITH = 1e-3
 
@@ -91,6 +94,12 @@ class Case(NamedTuple):
     def chosen(self) -> Measured:
         """The way that the costs in use choose."""
         return min(self.ways, key=lambda way: cost_ns(way.work))
+
+    @property
+    def good(self) -> list[Measured]:
+        """The ways among which it matters which is chosen."""
+        fastest = min(way.time_ns for way in self.ways)
+        return [way for way in self.ways if way.time_ns <= _GOOD_RATIO * fastest]
 
     @property
     def regret(self) -> float:
@@ -224,7 +233,7 @@ def calibrate(path: Path, device: str, quick: bool, say: Callable[[str], None]) 
         measured: list[Measured] = []
         regrets: list[float] = []
         for case in cases(Timing(torch.device(device)), quick):
-            measured += case.ways
+            measured += case.good
             regrets.append(case.regret)
             took, fastest = case.chosen.time_ns / 1e6, min(way.time_ns for way in case.ways) / 1e6
             expected = cost_ns(case.chosen.work) / 1e6

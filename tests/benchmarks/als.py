@@ -12,10 +12,12 @@ shown too. tensorly's `parafac(mask=...)` fills in the missing entries and fits 
 machine that gets slower slows both.
 
 With --entries 20000000: one sweep of a CP network of bond 16 over so many entries of a tensor of 100,000 x 100,000 x
-100,000, beside an epoch of Adam on batches of 20,000 entries.
+100,000, beside an epoch of Adam on batches of 20,000 entries, distsam's (DISTSAM_KERNELS=numba too) and that of
+pygenten's GCP-SGD. Of an epoch 20 and 60 batches are run; their difference is scaled up.
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gcp_sgd import silence
 
 import distsam
 from distsam.optim import ALS, Plain
@@ -31,6 +34,7 @@ from distsam.tasks.completion import CompletionTask
 from distsam.tasks.sources import load_bundled
 from distsam.tasks.split import split_entries
 from distsam.tasks.task import TaskContext
+from distsam.tensornet.kernels import KERNELS
 
 GOAL, MOST = 0.65, 40
 
@@ -150,14 +154,57 @@ def time_a_large_sweep(num_entries: int) -> None:
         als.step()
         print(f"{num_entries} entries: {name} {time.perf_counter() - begin:.1f} s", flush=True)
     adam = torch.optim.Adam(network.parameters(), lr=0.01)
-    begin, count = time.perf_counter(), 20
-    for step in range(count):
-        own = slice(step * batch, (step + 1) * batch)
-        adam.zero_grad()
-        (network.at(indices[own]) - values[own]).square().mean().backward()
-        adam.step()
-    each = (time.perf_counter() - begin) / count
-    print(f"an epoch of Adam, {num_entries // batch} batches of {batch}: {each * num_entries / batch:.1f} s")
+
+    def steps(count: int) -> None:
+        for step in range(count):
+            own = slice(step * batch, (step + 1) * batch)
+            adam.zero_grad()
+            (network.at(indices[own]) - values[own]).square().mean().backward()
+            adam.step()
+
+    for kernels in ("torch", "numba"):
+        os.environ[KERNELS] = kernels
+        print(f"an epoch of Adam, {kernels}: {epoch(steps, num_entries // batch):.1f} s", flush=True)
+    print(f"an epoch of pygenten's Adam: {epoch(genten(indices, values, batch), num_entries // batch):.1f} s")
+
+
+def epoch(steps: Callable[[int], None], num_batches: int) -> float:
+    """Seconds of an epoch of so many batches: what is done once in a run is left out."""
+    seconds = []
+    steps(1)
+    for count in (20, 60):
+        begin = time.perf_counter()
+        steps(count)
+        seconds.append(time.perf_counter() - begin)
+    return (seconds[1] - seconds[0]) / 40 * num_batches
+
+
+def genten(indices: torch.Tensor, values: torch.Tensor, batch: int) -> Callable[[int], None]:
+    """So many steps of GCP-SGD on the same entries, float64."""
+    with silence():
+        import pygenten
+    tensor = pygenten.Sptensor((100_000,) * 3, indices.numpy().astype(np.uint64), values.double().numpy())
+
+    def steps(count: int) -> None:
+        with silence():
+            pygenten.gcp_sgd(
+                tensor,
+                rank=16,
+                sampling_type=pygenten.Stratified,
+                num_samples_nonzeros_grad=batch,
+                num_samples_nonzeros_value=batch,
+                num_samples_zeros_grad=1,
+                num_samples_zeros_value=1,
+                w_g_z=0.0,
+                w_f_z=0.0,
+                rate=0.01,
+                maxiters=1,
+                epoch_iters=count,
+                gcp_tol=-1e300,
+                printitn=0,
+            )
+
+    return steps
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from rank_cases import full, this_world
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ import distsam
 from distsam.engine import NativeEngine
 from distsam.optim import Plain, Wrapper
 from distsam.sharding import Bond, Fsdp, Layout, Plan, Replicate, make_layout, place_model
+from distsam.tensornet import kernels
 from distsam.train.checkpoint import Checkpointer
 from distsam.train.checkpoint_reader import tensor_shapes
 
@@ -115,6 +117,15 @@ def train_zoo(plan: str, method: str, dtype: str) -> dict[str, np.ndarray]:
     for _ in range(STEPS):
         optimizer.step(closure)
     return {name: full(p) for name, p in model.named_parameters()}
+
+
+def train_zoo_by_kernels(plan: str) -> tuple[dict[str, np.ndarray], int]:
+    """`train_zoo` in float64 with DISTSAM_KERNELS=numba, and how many evaluations ran by them."""
+    called = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(kernels.KERNELS, "numba")
+        patch.setattr(distsam.tensornet.entries, "product_sum", lambda *a: called.append(a) or kernels.product_sum(*a))
+        return train_zoo(plan, "sam", "float64"), len(called)
 
 
 def closure_of(model: nn.Module, optimizer: Wrapper, layout: Layout, dtype: torch.dtype) -> Callable[[], Tensor]:

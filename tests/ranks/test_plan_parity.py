@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from plan_cases import METHODS, Zoo, train_zoo
+from plan_cases import METHODS, Zoo, train_zoo, train_zoo_by_kernels
 from rank_pool import RankPool
 
 # Sums over pieces round differently: a few units in the last place per step.
@@ -36,6 +36,13 @@ def assert_same(got: dict[str, np.ndarray], method: str, dtype: str) -> None:
 def test_two_ranks_train_the_weights_of_one_process(two_ranks: RankPool, plan: str, method: str, dtype: str) -> None:
     for got in two_ranks.run(train_zoo, plan, method, dtype):
         assert_same(got, method, dtype)
+
+
+@pytest.mark.parametrize("plan", ["replicate", "bond"])
+def test_rows_joined_by_kernels_train_the_same_weights(two_ranks: RankPool, plan: str) -> None:
+    for got, calls in two_ranks.run(train_zoo_by_kernels, plan):
+        assert_same(got, "sam", "float64")
+        assert calls >= 20
 
 
 @some_cases

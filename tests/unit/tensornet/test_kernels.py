@@ -9,9 +9,10 @@ from einsum_reference import SPECS, arrays, assert_gradients_match, assert_match
 
 import distsam
 from distsam.tensornet import kernels
+from distsam.tensornet.cuts import connected_cuts
 from distsam.tensornet.entries import entries_of
 from distsam.tensornet.kernels import KERNELS, asked_for, product_sum
-from distsam.tensornet.planner import connected_cuts, plan_cut, plan_entries
+from distsam.tensornet.planner import plan_cut, plan_entries
 
 CPU = torch.device("cpu")
 

@@ -153,3 +153,31 @@ def test_plans_of_a_layer_are_found_once():
     spec = weight_spec("tt_matrix", (4, 4), (4, 4), 4)
     first, again = (plan_multiply(spec, spec.modes[2:]) for _ in range(2))
     assert all(a is b for a, b in zip(first.plans, again.plans, strict=True))
+
+
+def test_small_factors_are_multiplied_with_each_other_before_they_meet_the_vectors():
+    """More multiplications than one factor after the other, in fewer and wider products: measured twice as fast."""
+    spec = weight_spec("tucker", (8,) * 4, (8,) * 4, 4)
+    plan = plan_product(spec, spec.modes[4:], 256)
+    [one_by_one, *_] = candidate_products(spec, spec.modes[4:], 256)
+    assert plan.multiply_adds > one_by_one.multiply_adds
+    assert plan.order.startswith("2 neighbours together")
+    assert plan.cost_ns < 0.75 * one_by_one.cost_ns
+
+
+def test_memory_of_slices_is_used_again():
+    """As many fresh tensors in ten slices as in two: what slices make is made in the same places."""
+    spec = weight_spec("tt_matrix", (4, 4, 4), (4, 4, 4), 6)
+    network, vectors = draw(spec), torch.randn(40, 4, 4, 4, dtype=torch.float64, requires_grad=True)
+    [whole, *_] = candidate_products(spec, spec.modes[3:], 40)
+
+    def fresh(length):
+        plan = SlicedPlan(whole.joined.plan, (("*", length),), whole.joined.gathered)
+        with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+            contract_sliced(plan, [vectors, *network.cores], [None] * 4).sum().backward()
+        events = found.profiler.kineto_results.events()
+        # Of 4^6 numbers is the weight.
+        return sum(e.name() == "[memory]" and e.nbytes() >= 8 * 4**6 for e in events)
+
+    assert fresh(20) > 0
+    assert fresh(4) == fresh(20)

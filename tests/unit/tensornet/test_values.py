@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import distsam
+from distsam.tensornet.cuts import connected_cuts
 from distsam.tensornet.entries import entries_of, mark_outside
-from distsam.tensornet.planner import connected_cuts, plan_cut
+from distsam.tensornet.planner import plan_cut
 
 
 def scatter(shape, indices, weights):
