@@ -4,11 +4,12 @@ import torch
 from einsum_reference import SPECS, arrays, assert_gradients_match, assert_matches, draw, draw_indices, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from random_networks import any_network
 
 import distsam
 from distsam.tensornet.cuts import connected_cuts
-from distsam.tensornet.entries import entries_of, mark_outside
-from distsam.tensornet.planner import plan_cut
+from distsam.tensornet.entries import entries_at, entries_of, mark_outside
+from distsam.tensornet.planner import plan_cut, ways_to_join
 
 
 def scatter(shape, indices, weights):
@@ -172,3 +173,34 @@ def test_entries_can_be_differentiated_by_torch_func(spec: distsam.NetworkSpec) 
         grads = torch.autograd.grad(value, list(network.parameters()), retain_graph=True)
         for jacobian, grad in zip(found.values(), grads, strict=True):
             torch.testing.assert_close(jacobian[row], grad, rtol=1e-14, atol=1e-15)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(spec=any_network(), batch_size=st.integers(0, 5), data=st.data())
+def test_every_way_to_join_rows_of_any_network_gives_the_einsum_and_its_gradients(spec, batch_size, data):
+    """Trees, rings, indices of three cores and more, bonds of 1; all modes fixed, or some: slices of any length too."""
+    cut = data.draw(st.sampled_from(list(connected_cuts(spec))))
+    fixed = tuple(sorted(data.draw(st.sets(st.sampled_from(spec.modes), min_size=1)), key=spec.place_of_mode.get))
+    network = draw(spec)
+    generator = torch.Generator().manual_seed(2)
+    at = {mode: torch.randint(spec.size(mode), (batch_size,), generator=generator) for mode in fixed}
+    others = [mode for mode in spec.modes if mode not in fixed]
+    weights = torch.randn(batch_size, *map(spec.size, others), dtype=torch.float64, generator=generator)
+
+    def rows_of(tensor):
+        """A view of the tensor with the fixed modes in front, and where in it the rows are."""
+        order = [spec.place_of_mode[mode] for mode in (*fixed, *others)]
+        return tensor.transpose(order), tuple(at[mode].numpy() for mode in fixed)
+
+    expected, scale = (
+        reference(spec, cores) for cores in (arrays(network), [np.abs(core) for core in arrays(network)])
+    )
+    upstream = np.zeros(spec.shape)
+    front, where = rows_of(upstream)
+    np.add.at(front, where, weights.numpy())
+    for plan in ways_to_join(spec, cut, batch_size, fixed, ceiling=True, fused=True):
+        network.zero_grad()
+        values = entries_at(plan, spec, list(network.cores), at)
+        assert_matches(values, *(tensor[place] for tensor, place in map(rows_of, (expected, scale))))
+        values.backward(weights)
+        assert_gradients_match(network, upstream)
