@@ -109,7 +109,7 @@ class CutCores:
         groups = found.plan.groups
         positions = self._positions(indices)
         tables = [
-            self._contract(merge, [pieces[k] for k in group.cores])
+            self._contract(merge, [pieces[k] for k in group.cores]).contiguous()  # as in `entries_at`
             for merge, group in zip(found.merges, groups, strict=True)
         ]
         rows = [combined_rows(group, self._local_spec, positions) for group in groups]
