@@ -22,7 +22,7 @@ from distsam.tensornet import Cores, NetworkSpec, kernels
 from distsam.tensornet.contraction import Indices, contract_pair, in_output_order
 from distsam.tensornet.cost import NS_PER_MULTIPLY_ADD
 from distsam.tensornet.entries import check_range, combined_rows, product_sums, take_rows
-from distsam.tensornet.planner import EntryPlan, plan_cut, plan_entries
+from distsam.tensornet.planner import EntryPlan, next_power_of_two, plan_cut, plan_entries
 from distsam.tensornet.products import MultiplyPlans, RowsPlans, slices_of
 from distsam.tensornet.sliced import BATCH
 
@@ -105,7 +105,7 @@ class CutCores:
     def entries(self, cores: Cores, indices: Tensor) -> Tensor:
         """(B,) entries of T: cores are merged before rows are gathered where that is cheaper, as in one process."""
         pieces = self._pieces(cores)
-        found = self.for_entries(_bucket(len(indices)), kernels.serve(pieces[0].dtype, pieces[0].device))
+        found = self.for_entries(next_power_of_two(len(indices)), kernels.serve(pieces[0].dtype, pieces[0].device))
         groups = found.plan.groups
         positions = self._positions(indices)
         tables = [
@@ -138,7 +138,7 @@ class CutCores:
     def _on_batch(
         self, plans: MultiplyPlans | RowsPlans, num: int, tensors: list[Tensor], held: tuple[Held, ...]
     ) -> Tensor:
-        plan = self._planned(plans.operands, plans.output, self._sizes(_bucket(num)), held)
+        plan = self._planned(plans.operands, plans.output, self._sizes(next_power_of_two(num)), held)
         return self._whole(plan, self._contract(plan, tensors)).contiguous()
 
     def _positions(self, indices: Tensor) -> dict[str, Tensor]:
@@ -265,8 +265,3 @@ def _is_cut_alike(merges: Sequence[MeetingPlan]) -> bool:
     """True if all tables are pieces along one and the same bond."""
     cuts = {merge.held.cut for merge in merges}
     return len(cuts) == 1 and None not in cuts
-
-
-def _bucket(batch_size: int) -> int:
-    """The next power of two: batches that differ little share their plans."""
-    return 1 << max(batch_size - 1, 0).bit_length()

@@ -62,7 +62,7 @@ class WholeCores:
         """By the cheapest order."""
         spec = self.spec
         plan = plan_contraction(spec.cores, spec.modes, spec.sizes)
-        self._check(spec.num_parameters + 3 * sum(plan.intermediates), cores, "the full tensor needs")
+        self._check(spec.num_parameters + 3 * sum(plan.intermediates), cores, "the full tensor needs", "")
         return contract(plan, list(cores)).contiguous()
 
     def multiply(self, cores: Cores, vectors: Tensor, plans: MultiplyPlans) -> Tensor:
@@ -87,8 +87,10 @@ class WholeCores:
     def _fused(self, cores: Cores) -> bool:
         return kernels.serve(cores[0].dtype, cores[0].device)
 
-    def _check(self, peak_elements: int, cores: Cores, who: str) -> None:
+    def _check(
+        self, peak_elements: int, cores: Cores, who: str, otherwise: str = ", or ask for fewer at a time"
+    ) -> None:
         if self.max_peak_bytes is not None and peak_elements * cores[0].itemsize > self.max_peak_bytes:
             least = peak_elements * cores[0].itemsize
-            problem = f"is {self.max_peak_bytes}; {who} at least {least}, forward and backward: allow that, or ask for "
-            raise ArgumentError("max_peak_bytes", problem + "fewer at a time")
+            problem = f"is {self.max_peak_bytes} bytes; {who} at least {least}, forward and backward: allow that"
+            raise ArgumentError("max_peak_bytes", problem + otherwise)

@@ -125,10 +125,16 @@ def costs_in_use(path: str | None) -> Work:
     if not path:
         return NANOSECONDS
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))["nanoseconds"]
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        problem = getattr(error, "strerror", None) or "not a text in UTF-8"
+        raise InputError(f"{COSTS_FILE}: {path} cannot be read ({problem}); unset it, or calibrate") from None
+    try:
+        found = json.loads(text)["nanoseconds"]
         costs = Work(*(float(found[name]) for name in Work._fields))
-    except OSError as error:
-        raise InputError(f"{COSTS_FILE}: {path} cannot be read ({error.strerror}); unset it, or calibrate") from None
+    except json.JSONDecodeError as error:
+        problem = f"is not JSON (line {error.lineno}: {error.msg})"
+        raise InputError(f"{COSTS_FILE}: {path} {problem}; write it by distsam calibrate") from None
     except (ValueError, TypeError, KeyError):
         names = ", ".join(Work._fields)
         raise InputError(

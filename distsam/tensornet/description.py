@@ -12,7 +12,7 @@ from distsam.tensornet.arguments import checked_size
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
 from distsam.tensornet.cost import contraction_work, cost_ns
 from distsam.tensornet.cuts import connected_cuts
-from distsam.tensornet.planner import EntryPlan, plan_entries, ways_to_join
+from distsam.tensornet.planner import EntryPlan, next_power_of_two, plan_entries, ways_to_join
 from distsam.tensornet.product_plans import ProductPlan, candidate_products, plan_product
 from distsam.tensornet.sliced import BATCH, SlicedPlan
 from distsam.tensornet.spec import NetworkSpec
@@ -31,6 +31,7 @@ class Evaluation:
         vectors_over: modes of the vectors that the network is multiplied with; none: entries are computed.
         plan: what will run.
         itemsize: bytes of a number.
+        by_kernels: whether rows may be joined by `kernels`.
     """
 
     spec: NetworkSpec
@@ -38,6 +39,7 @@ class Evaluation:
     vectors_over: Indices
     plan: EntryPlan | ProductPlan
     itemsize: int
+    by_kernels: bool
 
     @property
     def expected_s(self) -> float:
@@ -108,16 +110,21 @@ class Evaluation:
     def _reasons(self) -> Iterator[str]:
         if self.vectors_over:
             plans = list(candidate_products(self.spec, self.vectors_over, max(self.batch_size, 1)))
-            others = sorted((plan.cost_ns, f"{plan.order}{', sliced' * bool(plan.joined.slices)}") for plan in plans)
+            others = sorted((plan.cost_ns, self._product_name(plan)) for plan in plans)
             yield f"a dense layer of the same sizes: {_time(self._dense_ns())} expected"
         elif self.spec.num_cores <= _MAX_CORES_COMPARED:
-            ways = (way for cut in connected_cuts(self.spec) for way in ways_to_join(self.spec, cut, self.batch_size))
-            others = sorted((way.cost_ns, " | ".join(map(_named, way.cut))) for way in ways)
+            # Plans of entries are made for a power of two; of as many the others.
+            among = next_power_of_two(self.batch_size), None, False, self.by_kernels
+            ways = (way for cut in connected_cuts(self.spec) for way in ways_to_join(self.spec, cut, *among))
+            others = sorted((way.cost_ns, _entries_name(way)) for way in ways)
         else:
             return
-        rest = [f"{_time(ns)} ({name})" for ns, name in others if ns > self.plan.cost_ns][:_OTHERS]
+        rest = [f"{_time(ns)} for {name}" for ns, name in others if ns > self.plan.cost_ns][:_OTHERS]
         if rest:
-            yield f"other ways: {', '.join(rest)}"
+            yield f"other ways: {'; '.join(rest)}"
+
+    def _product_name(self, plan: ProductPlan) -> str:
+        return f"{plan.order}, {self._slices(plan.joined)}" if plan.joined.slices else f"{plan.order}, at once"
 
     def _dense_ns(self) -> float:
         sizes = {**dict(self.spec.sizes), BATCH: self.batch_size}
@@ -135,20 +142,34 @@ def plan_evaluation(
 ) -> Evaluation:
     """See `NetworkSpec.plan`."""
     checked_size(batch_size, "batch_size")
+    if isinstance(vectors_over, str):
+        raise ArgumentError(
+            "vectors_over", f"is the text {vectors_over!r}; give a sequence of modes, as [{vectors_over!r}]"
+        )
     modes = tuple(vectors_over)
+    if twice := [mode for mode in modes if modes.count(mode) > 1]:
+        raise ArgumentError("vectors_over", f"has {twice[0]!r} twice; name each mode once")
     for mode in modes:
         if mode not in spec.modes:
             raise ArgumentError("vectors_over", f"has {mode!r}; the modes are {', '.join(spec.modes)}")
     ceiling = None if max_peak_bytes is None else checked_size(max_peak_bytes, "max_peak_bytes") // dtype.itemsize
+    by_kernels = kernels.serve(dtype, torch.device("cpu"))
     plan: EntryPlan | ProductPlan
     if modes:
         plan = plan_product(spec, modes, batch_size, ceiling)
     else:
-        plan = plan_entries(spec, batch_size, None, ceiling, kernels.serve(dtype, torch.device("cpu")))
+        plan = plan_entries(spec, batch_size, None, ceiling, by_kernels)
     if ceiling is not None and plan.peak_elements > ceiling:
         least = plan.peak_elements * dtype.itemsize
-        raise ArgumentError("max_peak_bytes", f"is {max_peak_bytes}; the least that would do is {least}")
-    return Evaluation(spec, batch_size, modes, plan, dtype.itemsize)
+        raise ArgumentError("max_peak_bytes", f"is {max_peak_bytes} bytes; the least that would do is {least}")
+    return Evaluation(spec, batch_size, modes, plan, dtype.itemsize, by_kernels)
+
+
+def _entries_name(plan: EntryPlan) -> str:
+    groups = " ".join(f"[{_named(group)}]" for group in plan.cut)
+    if plan.slice_length is not None:
+        return f"{groups}, {plan.slice_length:,} entries at a time"
+    return f"{groups}, in one pass" if plan.fused else groups
 
 
 def _named(cores: Sequence[int]) -> str:

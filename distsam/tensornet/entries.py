@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import contract
-from distsam.tensornet.kernels import product_sum
+from distsam.tensornet.kernels import halves, product_sum
 from distsam.tensornet.planner import EntryPlan, GroupPlan, block_length
-from distsam.tensornet.sliced import BATCH, SlicedPlan, contract_sliced
+from distsam.tensornet.sliced import BATCH, contract_sliced
 from distsam.tensornet.spec import NetworkSpec
 
 
@@ -25,13 +25,15 @@ def entries_of(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], indi
         indices: (B, order) int64.
 
     Returns:
-        values_B: (B,).
+        values_B: (B,), of the dtype of the cores.
 
     Raises:
         IndexError: a position is outside its mode (on an accelerator torch's own assertion, without a wait).
     """
     checked = check_range(indices, spec.shape)
-    return entries_at(plan, spec, cores, dict(zip(spec.modes, checked.unbind(1), strict=True)))
+    values = entries_at(plan, spec, cores, dict(zip(spec.modes, checked.unbind(1), strict=True)))
+    # Under autocast plans end in different dtypes.
+    return values.to(cores[0].dtype)
 
 
 def entries_at(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], positions: Mapping[str, Tensor]) -> Tensor:
@@ -49,15 +51,9 @@ def entries_at(plan: EntryPlan, spec: NetworkSpec, cores: Sequence[Tensor], posi
     rows = [combined_rows(group, spec, positions) for group in plan.groups]
     if plan.is_product_sum:
         return product_sums(plan, tables, rows, cores[0].dtype)
-    if plan.slice_length is None or torch.compiler.is_compiling():
+    if plan.sliced is None or torch.compiler.is_compiling():
         return contract(plan.join, [take_rows(*item) for item in zip(plan.groups, tables, rows, strict=True)])
-    return contract_sliced(_sliced(plan), [_flat(*item) for item in zip(plan.groups, tables, strict=True)], rows)
-
-
-def _sliced(plan: EntryPlan) -> SlicedPlan:
-    assert plan.slice_length is not None
-    gathered = tuple(bool(group.modes) for group in plan.groups)
-    return SlicedPlan(plan.join, ((BATCH, plan.slice_length),), gathered)
+    return contract_sliced(plan.sliced, [_flat(*item) for item in zip(plan.groups, tables, strict=True)], rows)
 
 
 def product_sums(
@@ -151,7 +147,7 @@ class _ProductSum(torch.autograd.Function):
 
     @staticmethod
     def forward(*tables_and_rows: Tensor) -> Tensor:
-        tables, rows = _halves(tables_and_rows)
+        tables, rows = halves(tables_and_rows)
         values = tables[0].new_zeros(rows[0].shape)
         for block in _blocks(tables[0], rows[0]):
             values += reduce(torch.mul, _gather_block(tables, rows, block)).sum(0)
@@ -163,7 +159,7 @@ class _ProductSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
-        tables, rows = _halves(ctx.saved_tensors)
+        tables, rows = halves(ctx.saved_tensors)
         # Made of the gradient, so that torch.func.vmap, under which that is several, makes them several too.
         grads = [grad_B.new_zeros(table.shape) for table in tables]
         for block in _blocks(tables[0], rows[0]):
@@ -172,11 +168,6 @@ class _ProductSum(torch.autograd.Function):
                 others = reduce(torch.mul, gathered[:k] + gathered[k + 1 :], grad_B.expand_as(gathered[k]))
                 grad[block].scatter_add_(1, rows[k].expand_as(others), others)
         return *grads, *[None] * len(rows)
-
-
-def _halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    half = len(tables_and_rows) // 2
-    return list(tables_and_rows[:half]), list(tables_and_rows[half:])
 
 
 def _blocks(table_CR: Tensor, rows_B: Tensor) -> Iterator[slice]:

@@ -2,7 +2,7 @@
 
 torch has no operation that does all three: it writes what it gathers, and its gradient, to memory. The same sums in
 another order differ by rounding, so that nothing here runs because numba happens to be installed:
-`export DISTSAM_KERNELS=numba` asks for it, and ranks that differ in it are refused.
+`export DISTSAM_KERNELS=numba` asks for it, and `distsam train` refuses ranks that differ in it.
 """
 
 import os
@@ -114,14 +114,14 @@ def product_sum(tables: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     Returns:
         (B,), differentiable in the tables, again and again.
     """
-    result: Tensor = _ProductSum.apply(*tables, *rows)
+    result: Tensor = _OnePass.apply(*tables, *rows)
     return result
 
 
-class _ProductSum(torch.autograd.Function):
+class _OnePass(torch.autograd.Function):
     @staticmethod
     def forward(*tables_and_rows: Tensor) -> Tensor:
-        result: Tensor = _values_of(*_halves(tables_and_rows))
+        result: Tensor = _values_of(*halves(tables_and_rows))
         return result
 
     @staticmethod
@@ -130,13 +130,20 @@ class _ProductSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
-        tables, rows = _halves(ctx.saved_tensors)
+        tables, rows = halves(ctx.saved_tensors)
         # Enabled where the gradient is to be differentiated in turn.
-        find = _gradients_by_torch if torch.is_grad_enabled() else _gradients_of
+        by_torch = torch.is_grad_enabled() or _is_batched_by_autograd(grad_B)
+        find = _gradients_by_torch if by_torch else _gradients_of
         return *find(grad_B, tables, rows), *[None] * len(rows)
 
 
-def _halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def _is_batched_by_autograd(tensor: Tensor) -> bool:
+    """Whether it is several, by the old vmap of `is_grads_batched`, which knows torch's own operations alone."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
+
+
+def halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Tables and rows."""
     half = len(tables_and_rows) // 2
     return list(tables_and_rows[:half]), list(tables_and_rows[half:])
 

@@ -8,7 +8,7 @@ costs the same whatever B is, many small groups cost B x bond x bond: the cheape
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from math import prod
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from distsam.tensornet import kernels
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_contraction
 from distsam.tensornet.cost import FAR_ELEMENTS, LARGE_ELEMENTS, Work, contraction_work, cost_ns, elements_of
 from distsam.tensornet.cuts import Cut, connected_cuts, joined_pairs, packed_neighbours
-from distsam.tensornet.sliced import BATCH
+from distsam.tensornet.sliced import BATCH, SlicedPlan, room_elements
 from distsam.tensornet.spec import NetworkSpec
 
 # All cuts are tried up to this many cores (52 of them); above it, groups are joined greedily, and of still more cores
@@ -65,7 +65,9 @@ class EntryPlan:
         work: what forward and backward have to do.
         multiply_adds: of a forward pass.
         batch_elements: size of the largest tensor that has a row per entry.
-        peak_elements: of all that forward and backward make, gradients too, at the worst moment; at most.
+        kept_elements: of all that forward and backward make outside of slices, gradients too, at the worst moment; at
+            most.
+        sizes: of every index, and of the batch.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -76,7 +78,20 @@ class EntryPlan:
     work: Work
     multiply_adds: int
     batch_elements: int
-    peak_elements: int
+    kept_elements: int
+    sizes: tuple[tuple[str, int], ...]
+
+    @property
+    def sliced(self) -> SlicedPlan | None:
+        """The join in slices, if it is."""
+        if self.slice_length is None:
+            return None
+        return SlicedPlan(self.join, ((BATCH, self.slice_length),), tuple(bool(group.modes) for group in self.groups))
+
+    @cached_property
+    def peak_elements(self) -> int:
+        """Of all that forward and backward make, gradients too, at the worst moment; at most."""
+        return self.kept_elements + (room_elements(self.sliced, self.sizes) if self.sliced else 0)
 
     @property
     def is_product_sum(self) -> bool:
@@ -115,7 +130,12 @@ def plan_entries(
     fixed = spec.modes if fixed is None else fixed
     if max_peak_elements is not None:
         return _cheapest(spec, max(batch_size, 1), fixed, fused, max_peak_elements)
-    return _cheapest(spec, 1 << max(batch_size - 1, 0).bit_length(), fixed, fused)
+    return _cheapest(spec, next_power_of_two(batch_size), fixed, fused)
+
+
+def next_power_of_two(batch_size: int) -> int:
+    """So many entries are planned for, so that one plan serves many batch sizes."""
+    return 1 << max(batch_size - 1, 0).bit_length()
 
 
 @lru_cache(maxsize=1024)
@@ -206,7 +226,8 @@ def plan_cut(
         joining.work(),
         multiply_adds,
         batch_elements,
-        joining.peak_elements(),
+        joining.kept_elements(),
+        tuple(joining.sizes.items()),
     )
 
 
@@ -300,21 +321,21 @@ class _Joining(NamedTuple):
         joined = gather.plus(contraction_work(self.join, part, rebuilds=self.slice_length is not None))
         return fill.plus(joined.in_slices(self.batch_size / length), *merges)
 
-    def peak_elements(self) -> int:
-        """At most: the gradients of the cores; what is merged, in the order in which it is multiplied, and its
-        gradient; row numbers (of twice the bytes, for each table, and two on the way); the result; what is gathered."""
+    def kept_elements(self) -> int:
+        """At most, outside of slices: the gradients of the cores; what is merged, in the order in which it is
+        multiplied, and its gradient; row numbers (of twice the bytes, for each table, and two on the way); the result;
+        what is gathered."""
         num = len(self.groups) + 2
         merged = sum(elements_of(g.merge.output, self.sizes) + sum(g.merge.intermediates) for g in self.groups)
         kept = self.spec.num_parameters + 3 * merged + elements_of(self.join.output, self.sizes)
         kept += 2 * num * self.batch_size
-        if self.fused:
+        if self.fused or self.slice_length is not None:
             return kept
         if self.batch_last:
             return kept + num * min(block_length(self.batch_size), self.rows[0]) * self.batch_size
-        part = {**self.sizes, BATCH: self.slice_length or self.batch_size}
-        made = sum(elements_of(pair.result, part) for pair in self.join.pairs)
+        made = sum(elements_of(pair.result, self.sizes) for pair in self.join.pairs)
         # Rows and what comes of them, the same in the order in which it is multiplied, and gradients.
-        return kept + 3 * (sum(self.rows) * part[BATCH] + made)
+        return kept + 3 * (sum(self.rows) * self.batch_size + made)
 
 
 def block_length(batch_size: int) -> int:

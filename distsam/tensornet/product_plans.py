@@ -14,7 +14,7 @@ from math import inf
 from distsam.tensornet.contraction import ContractionPlan, Indices, plan_along
 from distsam.tensornet.cost import Work, contraction_work, cost_ns, elements_of
 from distsam.tensornet.product_orders import Path, paths_of
-from distsam.tensornet.sliced import BATCH, SlicedPlan, node_places
+from distsam.tensornet.sliced import BATCH, SlicedPlan, node_places, room_elements
 from distsam.tensornet.spec import NetworkSpec
 
 # Elements of the largest tensor within a slice, as tried: 4 MiB and 1 MiB in float32, which stay in the cache.
@@ -53,7 +53,9 @@ class ProductPlan:
         joined: the vectors and the tables; without slices it runs at once, with everything kept for backward.
         work: of forward and backward.
         multiply_adds: of a forward pass.
-        peak_elements: of all that forward and backward make, gradients too, at the worst moment; at most.
+        kept_elements: of all that forward and backward make outside of slices, gradients too, at the worst moment; at
+            most.
+        sizes: of every index, and of the batch.
     """
 
     order: str
@@ -61,7 +63,13 @@ class ProductPlan:
     joined: SlicedPlan
     work: Work
     multiply_adds: int
-    peak_elements: int
+    kept_elements: int
+    sizes: tuple[tuple[str, int], ...]
+
+    @cached_property
+    def peak_elements(self) -> int:
+        """Of all that forward and backward make, gradients too, at the worst moment; at most."""
+        return self.kept_elements + (room_elements(self.joined, self.sizes) if self.joined.slices else 0)
 
     @property
     def cost_ns(self) -> float:
@@ -175,6 +183,7 @@ class _Order:
             self.plan.multiply_adds,
             # Every pair keeps what it multiplied, in the order in which it did.
             2 * made + self._largest_pair(self.sizes) + self._gradients,
+            tuple(self.sizes.items()),
         )
 
     @cached_property
@@ -186,11 +195,17 @@ class _Order:
 
     def _hoisted(self, cut: Iterable[str], small: int) -> list[bool]:
         """For every node, whether it is made once: no vectors in it, and small, or the same in every slice."""
-        cut = set(cut)
-        return [
-            not of_batch and (n < len(self.plan.operands) or self._is_hoisted(indices, cut, small))
+        cut, first = set(cut), len(self.plan.operands)
+        hoisted = [
+            not of_batch and (n < first or self._is_hoisted(indices, cut, small))
             for n, (indices, of_batch) in enumerate(zip(self.indices, self.of_batch, strict=True))
         ]
+        # And all that it is made of, however large.
+        for n in reversed(range(first, len(hoisted))):
+            if hoisted[n]:
+                for node in self.places[n - first]:
+                    hoisted[node] = True
+        return hoisted
 
     def _is_hoisted(self, indices: Indices, cut: set[str], small: int) -> bool:
         return cut.isdisjoint(indices) or elements_of(indices, self.sizes) <= small
@@ -224,9 +239,6 @@ class _Order:
         for index, length in slices:
             num *= -(-self.sizes[index] // length)
         part = {**self.sizes, **dict(slices)}
-        within = sum(elements_of(pair.result, part) for pair in joined.pairs)
-        read = sum(elements_of(indices, part) for indices in joined.operands)
-        largest = max(sum(elements_of(i, part) for i in (pair.a, pair.b, pair.result)) for pair in joined.pairs)
         made = sum(elements_of(table.merge.output, self.sizes) + sum(table.merge.intermediates) for table in tables)
         # Each operand is cut forward and backward, and its gradient added.
         cuts = Work(calls=2 * len(joined.operands))
@@ -237,9 +249,9 @@ class _Order:
             SlicedPlan(joined, slices, (False,) * len(joined.operands)),
             work.plus(*(contraction_work(table.merge, self.sizes) for table in tables)),
             sum(table.merge.multiply_adds for table in tables) + joined.multiply_adds,
-            # Of tables and within a slice: values, gradients, and both in the order in which they are multiplied; what
-            # is made within a slice stays until the last.
-            4 * within + 3 * (read + made) + largest + elements_of(self.plan.output, self.sizes) + self._gradients,
+            # Of tables: values, gradients, and one of them in the order in which it is multiplied.
+            3 * made + elements_of(self.plan.output, self.sizes) + self._gradients,
+            tuple(self.sizes.items()),
         )
 
     def _table(self, node: int) -> Table:

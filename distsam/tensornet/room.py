@@ -11,39 +11,66 @@ from torch import Tensor
 from distsam.tensornet.contraction import Indices, Pair, arranged, contract_pair, is_joined, lies_turned
 
 
+def are_several(tensors: Sequence[Tensor]) -> bool:
+    """Whether some are under torch.func's transforms, or the older ones that torch.autograd's batched gradients use."""
+    is_old = torch._C._functorch.is_legacy_batchedtensor
+    return torch._C._are_functorch_transforms_active() or any(map(is_old, tensors))
+
+
 class Room:
     """Memory for what the contractions of a slice make, used again by those of the next: memory that is fresh from the
     system takes longer to come than to write. Nothing that it holds may be differentiated, or outlast `again`.
     """
 
     def __init__(self) -> None:
-        self._held: list[Tensor] = []
+        # Flat, and as it was last asked for.
+        self._held: list[tuple[Tensor, Tensor]] = []
         self._next = 0
+        # Elements that a slice makes elsewhere: of this slice, and the most. And of the operands of one product, which
+        # torch copies for that time where BLAS does not take them as they lie.
+        self._beside = self._most_beside = self._most_copied = 0
 
     def again(self) -> None:
         """The next request gets the memory of the first, if that suffices, and so on."""
-        self._next = 0
+        self._next = self._beside = 0
+
+    @property
+    def num_elements(self) -> int:
+        """Of all that it holds, and at most of what one slice makes beside."""
+        return sum(flat.numel() for flat, _ in self._held) + self._most_beside + self._most_copied
+
+    def _count_beside(self, number: int) -> None:
+        self._beside += number
+        self._most_beside = max(self._most_beside, self._beside)
 
     def empty(self, like: Tensor, shape: Sequence[int]) -> Tensor:
         """A tensor of this shape, of the dtype and on the device of `like`."""
         place, self._next = self._next, self._next + 1
         if place == len(self._held):
-            self._held.append(like.new_empty(shape))
-        elif self._held[place].shape != shape:
-            held = self._held[place]
-            # Of the last slice, which may be shorter; or of one that needs a copy where the first did not.
-            fits = held.numel() >= prod(shape)
-            self._held[place] = held.flatten()[: prod(shape)].view(shape) if fits else like.new_empty(shape)
-        return self._held[place]
+            flat = like.new_empty(prod(shape))
+            self._held.append((flat, flat.view(shape)))
+        flat, view = self._held[place]
+        if view.shape != shape:
+            # Of a slice that is shorter, or that needs a copy where the first did not.
+            if flat.numel() < prod(shape):
+                flat = like.new_empty(prod(shape))
+            view = flat[: prod(shape)].view(shape)
+            self._held[place] = flat, view
+        return view
 
     def contract_pair(self, pair: Pair, a: Tensor, b: Tensor) -> Tensor:
         """As `contraction.contract_pair`."""
         if not pair.summed or not (pair.free_a or pair.free_b):
-            return contract_pair(pair, a, b)
+            result = contract_pair(pair, a, b)
+            # Both in one order, and their product before it is summed.
+            summed = prod(n for i, n in zip(pair.a, a.shape, strict=True) if i in pair.summed)
+            self._count_beside(a.numel() + b.numel() + result.numel() * (1 + summed))
+            return result
         rows, columns = pair.free_a, pair.free_b
         left = _layout(a.shape, a.stride(), pair.a, pair.batch, rows, pair.summed)
         right = _layout(b.shape, b.stride(), pair.b, pair.batch, pair.summed, columns)
         a_BFS, b_BSF = self._matrices(a, pair.a, left), self._matrices(b, pair.b, right)
+        self._most_copied = max(self._most_copied, a_BFS.numel() + b_BSF.numel())
         result = self.empty(a, (*a_BFS.shape[:-1], b_BSF.shape[-1]))
         (torch.bmm if pair.batch else torch.mm)(a_BFS, b_BSF, out=result)
         return result.view((*left.sizes[0], *left.sizes[1], *right.sizes[2]))
@@ -60,6 +87,7 @@ class Room:
     def _matrices(self, tensor: Tensor, indices: Indices, layout: "_Layout") -> Tensor:
         if layout.is_summed_alone:
             tensor = arranged(tensor, indices, [(index,) for index in layout.wanted])
+            self._count_beside(2 * tensor.numel())
         elif layout.dims is not None:
             tensor = tensor.permute(layout.dims)
         if layout.is_copied:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, Pair, Pairwise, contract, contract_pair, plan_pair
-from distsam.tensornet.room import Room
+from distsam.tensornet.room import Room, are_several
 
 # The index of the batch in contractions; no index of a spec can be called so.
 BATCH = "*"
@@ -71,14 +71,14 @@ class _Sliced(torch.autograd.Function):
     def forward(sliced: SlicedPlan, *tensors_and_rows: Tensor) -> Tensor:
         plan, (tensors, rows) = sliced.plan, _halves(tensors_and_rows)
         sizes = _sizes(sliced, tensors, rows)
-        result, room = None, _shared_room()
+        result, room = None, _room_where_allowed(tensors)
         pairwise = contract_pair if room is None else room.contract_pair
         for where in _pieces(sliced, sizes):
             if room is not None:
                 room.again()
             part = contract(plan, _cut_all(sliced, tensors, rows, where, room), pairwise)
             if result is None:
-                result = _room(part, [sizes[index] for index in plan.output], sliced.is_whole(plan.output))
+                result = _result_like(part, [sizes[index] for index in plan.output], sliced.is_whole(plan.output))
             _put(sliced, _cut(result, plan.output, where), plan.output, part)
         assert result is not None
         return result
@@ -94,10 +94,10 @@ class _Sliced(torch.autograd.Function):
         needs = ctx.needs_input_grad[1 : len(tensors) + 1]
         # Made of the gradient, so that torch.func.vmap, under which that is several, makes them several too.
         grads = [
-            _room(grad, tensor.shape, row is None and sliced.is_whole(indices)) if is_needed else None
+            _result_like(grad, tensor.shape, row is None and sliced.is_whole(indices)) if is_needed else None
             for tensor, row, indices, is_needed in zip(tensors, rows, sliced.plan.operands, needs, strict=True)
         ]
-        room = _shared_room()
+        room = _room_where_allowed([grad, *tensors])
         for where in _pieces(sliced, _sizes(sliced, tensors, rows)):
             if room is not None:
                 room.again()
@@ -109,9 +109,9 @@ class _Sliced(torch.autograd.Function):
         return None, *grads, *[None] * len(rows)
 
 
-def _shared_room() -> Room | None:
+def _room_where_allowed(tensors: Sequence[Tensor]) -> Room | None:
     """None where slices are to be differentiated, or are several at a time: what they make must then be their own."""
-    return None if torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() else Room()
+    return None if torch.is_grad_enabled() or are_several(tensors) else Room()
 
 
 def _add_part(sliced: SlicedPlan, k: int, grad: Any, rows: Tensor | None, where: Where, part: Tensor) -> None:
@@ -123,7 +123,7 @@ def _add_part(sliced: SlicedPlan, k: int, grad: Any, rows: Tensor | None, where:
         _cut(grad, indices, rest).index_add_(indices.index(BATCH), _cut(rows, (BATCH,), where), part)
 
 
-def _room(like: Tensor, shape: Sequence[int], is_whole: bool) -> Tensor:
+def _result_like(like: Tensor, shape: Sequence[int], is_whole: bool) -> Tensor:
     """For what slices give: numbers that are set once need no zeros."""
     return like.new_empty(shape) if is_whole else like.new_zeros(shape)
 
@@ -256,6 +256,32 @@ def _toward(wanted: Indices, above: Indices, other: Indices) -> Pair:
     free = of_other + of_above if first in of_other else of_above + of_other
     pair = plan_pair((0, 1), above, other, set(wanted), batch + free)
     return replace(pair, summed=tuple(i for i in above if i in pair.summed))
+
+
+@lru_cache(maxsize=4096)
+def room_elements(sliced: SlicedPlan, sizes: tuple[tuple[str, int], ...]) -> int:
+    """Elements that backward holds for its slices, all of them together: each kind of slice is gone through once, on
+    torch's meta device, where tensors have shapes and no numbers. Forward holds less.
+
+    Args:
+        sliced: the plan.
+        sizes: of every index, and of the batch.
+    """
+    size = dict(sizes)
+    plan, room = sliced.plan, Room()
+    *tensors, grad = (
+        torch.empty([size[index] for index in indices], device="meta") for indices in (*plan.operands, plan.output)
+    )
+    rows = [torch.empty(size[BATCH], dtype=torch.int64, device="meta") if g else None for g in sliced.gathered]
+    first_and_last = [
+        {(0, min(n, size[i])), (last := (size[i] - 1) // n * n, size[i] - last)} for i, n in sliced.slices
+    ]
+    for places in product(*first_and_last):
+        where = {index: place for (index, _), place in zip(sliced.slices, places, strict=True)}
+        room.again()
+        parts = _cut_all(sliced, tensors, rows, where, room)
+        gradients(plan, parts, _cut(grad, plan.output, where), [True] * len(parts), room)
+    return room.num_elements
 
 
 @lru_cache(maxsize=4096)

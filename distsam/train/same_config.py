@@ -3,16 +3,16 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 
-from distsam.errors import SharedInputError
+from distsam.errors import InputError, SharedInputError
 from distsam.sharding.collectives import gather_pieces, is_distributed
 from distsam.tensornet.cost import COSTS_FILE, costs_in_use
 from distsam.tensornet.kernels import KERNELS, asked_for
-from distsam.train.agreement import agreed, from_rank
+from distsam.train.agreement import from_rank
 from distsam.train.config import Config
 from distsam.train.same_run import MOVABLE_KEYS
 from distsam.train.secrets import Place
@@ -35,17 +35,21 @@ def check_same_config(config: Config) -> None:
 
     Secrets count as the text that the file has in their place: each machine may have a token of its own.
 
-    Collectives: those of `agreed`, and one all_gather of 32 bytes a rank over the world; every rank calls it, whatever
-    its config. Where they differ, two object broadcasts more. None without a process group.
+    Collectives: one all_gather of 32 bytes a rank over the world; every rank calls it, whatever its config. Where they
+    differ, two object broadcasts more. None without a process group.
 
     Raises:
         InputError: DISTSAM_COSTS or DISTSAM_KERNELS cannot be used.
         SharedInputError: the first rank that differs, and in what; the same on every rank.
     """
-    agreed(_environment)
-    if not is_distributed():
-        return
-    own = described(config)
+    if is_distributed():
+        _compare(described(config))
+    # Once all have the same, so that none ends alone.
+    costs_in_use(os.environ.get(COSTS_FILE))
+    asked_for(os.environ.get(KERNELS))
+
+
+def _compare(own: dict[str, dict[str, str]]) -> None:
     digest = hashlib.sha256(json.dumps(own["values"], sort_keys=True).encode()).digest()
     digests = gather_pieces(torch.tensor([list(digest)], dtype=torch.uint8), None)
     others = (digests != digests[0]).any(dim=1).nonzero()
@@ -76,8 +80,17 @@ def described(config: Config) -> dict[str, dict[str, str]]:
 
 def _environment() -> dict[str, str]:
     """Variables from which plans follow, and of plans of cut cores which collectives there are."""
-    costs, kernels = costs_in_use(os.environ.get(COSTS_FILE)), asked_for(os.environ.get(KERNELS))
-    return {COSTS_FILE: repr(tuple(costs)), KERNELS: repr(kernels)}
+    return {
+        COSTS_FILE: _or_refusal(lambda: repr(tuple(costs_in_use(os.environ.get(COSTS_FILE))))),
+        KERNELS: _or_refusal(lambda: "numba" if asked_for(os.environ.get(KERNELS)) else "torch"),
+    }
+
+
+def _or_refusal(read: Callable[[], str]) -> str:
+    try:
+        return read()
+    except InputError as error:
+        return str(error)
 
 
 def difference(first: Mapping[str, dict[str, str]], other: Mapping[str, dict[str, str]], rank: int) -> str:

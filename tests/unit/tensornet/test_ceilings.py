@@ -30,7 +30,7 @@ def least_of(message):
 def test_under_the_lowest_ceiling_entries_and_gradients_are_the_same(name):
     spec, batch_size = SPECS[name], 37
     indices = draw_indices(spec, batch_size)
-    with pytest.raises(distsam.InputError, match="max_peak_bytes: is 8; 37 entries need at least") as refused:
+    with pytest.raises(distsam.InputError, match="max_peak_bytes: is 8 bytes; 37 entries need at least") as refused:
         limited(spec, 8).at(indices)
     network, free = limited(spec, least_of(str(refused.value))), draw(spec)
     weights = torch.randn(batch_size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -52,7 +52,7 @@ def test_a_layer_and_a_table_under_the_lowest_ceiling_give_the_same(format):
         (lambda n, m, **rest: TensorizedLinear(m, n, bias=False, **rest), torch.randn(9, 12, dtype=torch.float64)),
         (TensorizedEmbedding, torch.randint(24, (9,))),
     ):
-        with pytest.raises(distsam.InputError, match="max_peak_bytes: is 8; ") as refused:
+        with pytest.raises(distsam.InputError, match="max_peak_bytes: is 8 bytes; ") as refused:
             made(layer, 8)(given)
         low, free = made(layer, least_of(str(refused.value))), made(layer)
         torch.testing.assert_close(low(given), free(given), rtol=1e-12, atol=1e-12)
@@ -67,13 +67,17 @@ def allocated_bytes(step):
     return max(accumulate(number for _, number in changes))
 
 
-@pytest.mark.parametrize("format", ["tr", "tucker"])
-def test_no_plan_of_a_layer_takes_more_memory_than_it_says(format):
+@pytest.mark.parametrize(
+    ("format", "outputs", "inputs", "bond", "count"),
+    [("tr", (8, 8), (12, 12), 6, 300), ("tucker", (8, 8), (12, 12), 6, 300), ("tr", (8, 3, 7, 7), (3, 2, 4, 8), 5, 50)],
+)
+def test_no_plan_of_a_layer_takes_more_memory_than_it_says(format, outputs, inputs, bond, count):
     """In slices they once took up to 1.4 times what `peak_elements` calls the most."""
-    spec = weight_spec(format, (8, 8), (12, 12), 6)
+    spec = weight_spec(format, outputs, inputs, bond)
     cores = list(distsam.TensorNetwork(spec).cores)
-    vectors, weights = torch.randn(300, 12, 12, requires_grad=True), torch.randn(300, 8, 8)
-    plans = [plan for plan in candidate_products(spec, spec.modes[2:], 300, ceiling=True) if plan.cost_ns < 5e6]
+    vectors, weights = torch.randn(count, *inputs, requires_grad=True), torch.randn(count, *outputs)
+    modes = spec.modes[len(outputs) :]
+    plans = [plan for plan in candidate_products(spec, modes, count, ceiling=True) if plan.cost_ns < 5e6]
     assert sum(bool(plan.joined.slices) for plan in plans) > 3
     for plan in plans:
         for leaf in (*cores, vectors):
@@ -93,7 +97,7 @@ def test_a_row_that_is_asked_for_twice_is_computed_once():
 
 
 def test_the_full_tensor_is_refused_above_the_ceiling():
-    with pytest.raises(distsam.InputError, match="max_peak_bytes: is 1000; the full tensor needs at least"):
+    with pytest.raises(distsam.InputError, match="max_peak_bytes: is 1000 bytes; the full tensor needs at least"):
         limited(distsam.tt((20, 20, 20), 4), 1000).dense()
 
 
@@ -111,7 +115,9 @@ def test_a_plan_below_the_ceiling_says_what_it_does():
     assert text.startswith("256 vectors over i0 i1 i2 i3 of tt_matrix")
     assert "again in backward" in text
     assert "a dense layer of the same sizes" in text
-    with pytest.raises(distsam.InputError, match="max_peak_bytes: is 1000; the least that would do is ") as refused:
+    with pytest.raises(
+        distsam.InputError, match="max_peak_bytes: is 1000 bytes; the least that would do is "
+    ) as refused:
         spec.plan(256, spec.modes[4:], max_peak_bytes=1000)
     least = int(str(refused.value).rsplit(" ", 1)[1])
     assert spec.plan(256, spec.modes[4:], max_peak_bytes=least).peak_bytes == least

@@ -51,11 +51,16 @@ def test_gradients_can_be_differentiated_and_taken_several_at_a_time(num):
     tables, rows = tables_and_rows(num, count=6, width=3)
     torch.autograd.gradcheck(lambda *t: product_sum(list(t), rows), tables)
     torch.autograd.gradgradcheck(lambda *t: product_sum(list(t), rows), tables)
+    values, ones = product_sum(tables, rows), torch.eye(6, dtype=torch.float64)
+    each = torch.func.vmap(lambda grad: torch.autograd.grad(values, tables, grad, retain_graph=True))(ones)
     _, pull = torch.func.vjp(lambda *t: product_sum(list(t), rows), *tables)
-    several = torch.func.vmap(pull)(torch.eye(6, dtype=torch.float64))
-    for n, each in enumerate(torch.eye(6, dtype=torch.float64)):
-        one = torch.autograd.grad(product_sum(tables, rows), tables, each)
-        assert all(torch.equal(many[n], single) for many, single in zip(several, one, strict=True))
+    older = torch.autograd.grad(values, tables, ones, is_grads_batched=True, retain_graph=True)
+    several = torch.func.vmap(pull)(ones)
+    for found in (older, several):
+        assert all(torch.allclose(one, other, rtol=1e-14) for one, other in zip(each, found, strict=True))
+    for n, grad in enumerate(ones):
+        one = torch.autograd.grad(product_sum(tables, rows), tables, grad)
+        assert all(torch.equal(many[n], single) for many, single in zip(each, one, strict=True))
 
 
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
@@ -93,9 +98,11 @@ def test_they_run_where_they_are_asked_for_and_nowhere_else(monkeypatch):
     torch.testing.assert_close(network.at(indices), by_torch)
     assert len(called) == 1
     assert "in one pass compiled by numba" in spec.plan(5000).describe()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert network.at(indices).dtype == torch.float32
     lower = distsam.TensorNetwork(spec, dtype=torch.bfloat16)
     assert lower.at(indices).dtype == torch.bfloat16
-    assert len(called) == 1, "numba has no bfloat16"
+    assert len(called) == 2, "numba has no bfloat16"
     assert not kernels.serve(torch.float32, torch.device("cuda"))
     monkeypatch.setenv(KERNELS, "torch")
     assert torch.equal(network.at(indices), by_torch)

@@ -11,6 +11,7 @@ from distsam.tensornet.contraction import contract, plan_contraction
 from distsam.tensornet.product_plans import candidate_products, plan_product
 from distsam.tensornet.products import plan_multiply, product_of
 from distsam.tensornet.ranks import weight_spec
+from distsam.tensornet.room import Room
 from distsam.tensornet.sliced import SlicedPlan, contract_sliced
 
 # Numpy's number for the batch; modes are numbered from 0.
@@ -181,3 +182,37 @@ def test_memory_of_slices_is_used_again():
 
     assert fresh(20) > 0
     assert fresh(4) == fresh(20)
+
+
+@pytest.mark.parametrize(("outputs", "inputs", "bond"), [((8, 2), (8, 4), 8), ((4, 4), (4, 4), 8)])
+def test_whatever_is_made_once_needs_nothing_that_is_made_in_slices(outputs, inputs, bond):
+    """Each plan takes all of its operands; bonds so wide that what lies between is larger than the weight."""
+    spec = weight_spec("tr", outputs, inputs, bond)
+    for batch_size in (1, 50):
+        for plan in candidate_products(spec, spec.modes[2:], batch_size, ceiling=True):
+            assert len(plan.joined.plan.operands) == len(plan.joined.plan.pairs) + 1
+            assert sorted(k for table in plan.tables for k in table.cores) == list(range(spec.num_cores))
+
+
+def test_a_plan_in_slices_gives_several_gradients_at_a_time():
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them, by a vmap older than torch.func's."""
+    spec = weight_spec("tt_matrix", (3, 2), (2, 2), 2)
+    network, vectors = draw(spec), torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
+    [whole, *_] = candidate_products(spec, spec.modes[2:], 4)
+    plan = SlicedPlan(whole.joined.plan, (("*", 3),), whole.joined.gathered)
+    leaves = [vectors, *network.cores]
+    result = contract_sliced(plan, leaves, [None] * 3)
+    ones = torch.eye(result.numel(), dtype=torch.float64).reshape(-1, *result.shape)
+    several = torch.autograd.grad(result, leaves, ones, is_grads_batched=True, retain_graph=True)
+    for n, one in enumerate(ones):
+        for many, single in zip(several, torch.autograd.grad(result, leaves, one, retain_graph=True), strict=True):
+            torch.testing.assert_close(many[n], single)
+
+
+def test_memory_is_kept_for_slices_that_alternate_in_length():
+    room, like = Room(), torch.zeros(1)
+    places = set()
+    for length in (3, 1, 3, 1, 2):
+        room.again()
+        places.add(room.empty(like, (length, 5)).data_ptr())
+    assert len(places) == 1

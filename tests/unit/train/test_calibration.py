@@ -66,7 +66,7 @@ def test_the_command_refuses_what_it_cannot_do(arguments: list[str], message: st
     ("content", "message"),
     [
         (None, "cannot be read"),
-        ("nonsense", "lacks a number"),
+        ("nonsense", "is not JSON"),
         ('{"nanoseconds": {"calls": 1}}', "lacks a number"),
         (json.dumps({"nanoseconds": {**NANOSECONDS._asdict(), "calls": 0}}), "a time that is not above 0"),
     ],
