@@ -13,9 +13,7 @@ def calibrate(
     output: Annotated[Path, typer.Argument(help="File to write, such as costs.json.")],
     *,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A ninth of the cases: half a minute in place of four.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="A ninth of the cases: a minute in place of four.")] = False,
 ) -> None:
     """Measure what contractions take here, so that plans of evaluation suit this machine: some minutes.
 

@@ -133,7 +133,7 @@ def check_als(ascents: Seam[Part], rescales: Seam[Part], config: Any) -> None:
     if config.sharding.plan not in ("auto", "replicate"):
         raise InputError(
             f"sharding.plan: {config.sharding.plan} cuts the weights, and optim.base=als needs all of them on every "
-            "rank; use replicate"
+            "rank; use auto or replicate"
         )
     if config.engine.kind != "native":
         raise InputError(f"engine.kind: {config.engine.kind} is not known to optim.base=als; use native")
