@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,11 @@ from distsam.errors import InputError
 
 # Names who multiplies rows: torch (as where it is not set) or numba.
 KERNELS = "DISTSAM_KERNELS"
+_TYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+    torch.int64: np.dtype(np.int64),
+}
 # As many as `_gradient` has loops for.
 MAX_TABLES = 4
 # Numbers gathered below which a second thread costs more than it saves: a millisecond's work.
@@ -153,7 +159,7 @@ def halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor
 def _values_of(tables: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
     tables_RC, rows_B = _arrays(tables), _arrays(rows)
     values = tables[0].new_empty(rows[0].shape)
-    array = values.numpy()
+    array = _array(values)
     _shared(lambda *part: _loops()[0](tables_RC, rows_B, array, *part), len(array), _work(tables, rows))
     return values
 
@@ -163,7 +169,7 @@ def _gradients_of(grad_B: Tensor, tables: Sequence[Tensor], rows: Sequence[Tenso
     grads = [torch.zeros_like(table) for table in tables]
     tables_RC, rows_B, weights = _arrays(tables), _arrays(rows), _arrays([grad_B])[0]
     for k, grad in enumerate(grads):
-        own, others, other_rows = grad.numpy(), _without(tables_RC, k), _without(rows_B, k)
+        own, others, other_rows = _array(grad), _without(tables_RC, k), _without(rows_B, k)
         arguments = own, rows_B[k], weights, others, other_rows
         _shared(lambda *part, a=arguments: _loops()[1](*a, *part), len(own), _work(tables, rows))
     return grads
@@ -181,7 +187,24 @@ def _of_each(info: Any, in_dims: Any, grad_B: Tensor, tables: Sequence[Tensor], 
 
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
-    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+    return tuple(_array(tensor.detach().contiguous()) for tensor in tensors)
+
+
+def _array(tensor: Tensor) -> Any:
+    """The numbers of a contiguous tensor as an array of numpy, which keeps it alive. Not by `Tensor.numpy`: after that
+    torch may never resize the memory, as FSDP2 does with whole parameters."""
+    return np.asarray(_Memory(tensor)) if tensor.numel() else np.empty(tensor.shape, _TYPES[tensor.dtype])
+
+
+class _Memory:
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": tuple(tensor.shape),
+            "typestr": _TYPES[tensor.dtype].str,
+            "data": (tensor.data_ptr(), False),
+        }
 
 
 def _without(items: Any, k: int) -> Any:

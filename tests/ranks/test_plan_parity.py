@@ -38,7 +38,7 @@ def test_two_ranks_train_the_weights_of_one_process(two_ranks: RankPool, plan: s
         assert_same(got, method, dtype)
 
 
-@pytest.mark.parametrize("plan", ["replicate", "bond"])
+@pytest.mark.parametrize("plan", ["replicate", "fsdp", "bond"])
 def test_rows_joined_by_kernels_train_the_same_weights(two_ranks: RankPool, plan: str) -> None:
     for got, calls in two_ranks.run(train_zoo_by_kernels, plan):
         assert_same(got, "sam", "float64")

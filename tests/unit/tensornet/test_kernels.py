@@ -63,6 +63,14 @@ def test_gradients_can_be_differentiated_and_taken_several_at_a_time(num):
         assert all(torch.equal(many[n], single) for many, single in zip(each, one, strict=True))
 
 
+def test_memory_can_still_be_resized():
+    """FSDP2 frees whole parameters so."""
+    tables, rows = tables_and_rows(2)
+    product_sum(tables, rows).sum().backward()
+    for tensor in (*tables, *rows, *(table.grad for table in tables)):
+        assert tensor.untyped_storage().resizable()
+
+
 def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr(kernels, "WORTH_A_THREAD", 1)
     found = []
