@@ -100,7 +100,7 @@ def _gradient(grad: Any, row: Any, grad_B: Any, tables: Any, rows: Any, first: i
 
 
 def _shared(run: Callable[[int, int], None], length: int, work: int) -> None:
-    """`run` over 0 up to `length`, by as many threads as torch uses; each takes a part of its own."""
+    """Calls run(first, last) for parts of 0 up to `length`, by as many threads as torch uses."""
     num = min(torch.get_num_threads(), 1 + work // WORTH_A_THREAD)
     if num == 1:
         run(0, length)
@@ -148,8 +148,8 @@ def _is_batched_by_autograd(tensor: Tensor) -> bool:
     return not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(tensor)
 
 
-def halves(tables_and_rows: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Tables and rows."""
+def halves(tables_and_rows: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Tables and rows, as autograd takes them: in one sequence."""
     half = len(tables_and_rows) // 2
     return list(tables_and_rows[:half]), list(tables_and_rows[half:])
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distsam.tensornet.contraction import ContractionPlan, Indices, Pair, Pairwise, contract, contract_pair, plan_pair
+from distsam.tensornet.kernels import halves
 from distsam.tensornet.room import Room, are_several
 
 # The index of the batch in contractions; no index of a spec can be called so.
@@ -69,7 +70,7 @@ class _Sliced(torch.autograd.Function):
 
     @staticmethod
     def forward(sliced: SlicedPlan, *tensors_and_rows: Tensor) -> Tensor:
-        plan, (tensors, rows) = sliced.plan, _halves(tensors_and_rows)
+        plan, (tensors, rows) = sliced.plan, halves(tensors_and_rows)
         sizes = _sizes(sliced, tensors, rows)
         result, room = None, _room_where_allowed(tensors)
         pairwise = contract_pair if room is None else room.contract_pair
@@ -90,7 +91,7 @@ class _Sliced(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sliced, (tensors, rows) = ctx.sliced, _halves(ctx.saved_tensors)
+        sliced, (tensors, rows) = ctx.sliced, halves(ctx.saved_tensors)
         needs = ctx.needs_input_grad[1 : len(tensors) + 1]
         # Made of the gradient, so that torch.func.vmap, under which that is several, makes them several too.
         grads = [
@@ -133,11 +134,6 @@ def _put(sliced: SlicedPlan, place: Tensor, indices: Indices, part: Tensor) -> N
         place.copy_(part)
     else:
         place.add_(part)
-
-
-def _halves(tensors_and_rows: Sequence[Any]) -> tuple[list[Tensor], list[Tensor | None]]:
-    half = len(tensors_and_rows) // 2
-    return list(tensors_and_rows[:half]), list(tensors_and_rows[half:])
 
 
 def _sizes(sliced: SlicedPlan, tensors: Sequence[Tensor], rows: Sequence[Tensor | None]) -> dict[str, int]:
