@@ -82,24 +82,24 @@ SMALL_PRODUCT = 400
 
 # Nanoseconds per unit of each kind: `distsam calibrate`, float32, OMP_NUM_THREADS=1, torch 2.13, 2026-11-28,
 # AMD EPYC (AVX-512, 1 MiB L2 a core): the coefficients that best explain the logarithm of the times of the good ways
-# to evaluate 30 networks (up to twice the fastest), within a factor of 1.28 (one sigma).
+# to evaluate 30 networks (up to twice the fastest), within a factor of 1.30 (one sigma).
 NANOSECONDS = Work(
-    calls=30_000,
-    sliced_calls=3_600,
+    calls=31_000,
+    sliced_calls=2_900,
     multiply_adds=0.02,
-    batched_multiply_adds=0.099,
-    small_multiply_adds=1.3,
-    batched_matrices=24,
-    matrix_elements=0.32,
-    batched_elements=0.27,
-    moved_elements=0.28,
-    copied_elements=0.17,
-    column_elements=4.6,
-    row_elements=0.41,
-    fused_elements=0.27,
-    fused_rows=5.8,
-    fused_far_elements=1.1,
-    far_elements=0.11,
+    batched_multiply_adds=0.1,
+    small_multiply_adds=1.2,
+    batched_matrices=25,
+    matrix_elements=0.29,
+    batched_elements=0.24,
+    moved_elements=0.54,
+    copied_elements=0.16,
+    column_elements=3.5,
+    row_elements=0.34,
+    fused_elements=0.26,
+    fused_rows=5.7,
+    fused_far_elements=1.2,
+    far_elements=0.096,
     large_elements=0.47,
 )
 # What a multiplication takes in the contractions of a usual network, all that they move included.

@@ -24,7 +24,7 @@ SMALL_TABLE = 2**18
 # Under a ceiling, as small as it takes.
 LOW_ELEMENTS = (2**16, 2**14, 2**12, 2**10, 1)
 # Times that the cost model cannot tell apart.
-ALIKE = 1.02
+ALIKE = 1.01
 # An order of so many times the fewest multiplications is not looked at further.
 HOPELESS = 100
 Slices = tuple[tuple[str, int], ...]
